@@ -1,0 +1,38 @@
+# `make serve` and `make test` install what they need into .venv first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS ?=
+
+.PHONY: serve test lint demo-model score-demo-model clean
+
+serve: $(VENV)/installed
+	$(BIN)/tandem serve $(ARGS)
+
+test: lint
+	$(BIN)/pytest $(ARGS)
+
+lint: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# Writes the bundled model anew from dialogues that a seeded script makes: about an hour on two cores.
+demo-model: $(VENV)/installed
+	$(BIN)/python -m demo.train --out tandem/bundled
+	$(BIN)/python -m demo.score
+
+score-demo-model: $(VENV)/installed
+	$(BIN)/python -m demo.score
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
+	touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
