@@ -1,0 +1,30 @@
+"""Tandem: a server for language models whose fast engine is held to a readable one.
+
+The offline interface is imported lazily, so that ``import tandem`` stays cheap in the server's front process.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tandem.sampling_params import SamplingParams
+from tandem.version import __version__
+
+if TYPE_CHECKING:
+    from tandem.llm import LLM
+    from tandem.outputs import CompletionOutput, RequestOutput
+
+
+__all__ = ["LLM", "CompletionOutput", "RequestOutput", "SamplingParams", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "LLM":
+        from tandem.llm import LLM
+
+        return LLM
+    if name in ("CompletionOutput", "RequestOutput"):
+        from tandem import outputs
+
+        return getattr(outputs, name)
+    raise AttributeError(f"module 'tandem' has no attribute {name!r}")

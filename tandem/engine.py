@@ -1,0 +1,190 @@
+"""The contract between an engine and whoever drives it.
+
+Counting vocabulary, used with these meanings everywhere:
+
+=====================  =========================================================================
+num_prompt_tokens      tokens of the prompt
+num_output_tokens      tokens generated so far, the end-of-sequence token included
+num_tokens             both together
+num_computed_tokens    tokens whose keys and values stand in the cache
+num_cached_tokens      prompt tokens whose keys and values came from another request's work
+num_scheduled_tokens   tokens a step computes for one request
+=====================  =========================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, Protocol
+
+import msgspec
+
+from tandem.sampling_params import SamplingParams
+
+FinishReason = Literal["stop", "length", "abort", "error"]
+
+
+class EngineRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One choice of one prompt, checked and complete: an engine needs nothing else and refuses nothing.
+
+    Attributes:
+        request_id: unique among unfinished requests; made by us, never a client's text.
+        prompt_token_ids: at least one id, each below the vocabulary size.
+        sampling: as defined in :class:`SamplingParams`. Its ``n``, ``seed``, ``max_tokens``, ``stop`` and
+            ``bad_words`` are resolved into the fields below or belong to the front process; engines don't read them.
+        max_tokens: output tokens at most; with the prompt within the engine's ``max_model_len``. 0 computes the
+            prompt only (for ``prompt_logprobs``) and finishes with ``length``.
+        seed: in [0, 2**64).
+        choice_index: number of this choice among the ``n`` of its prompt.
+        eos_token_ids: tokens that end the answer; empty with ``ignore_eos``.
+        bad_words_token_ids: token sequences that must not be generated.
+        priority: lower runs earlier, where the engine schedules by priority.
+        cache_salt: requests share cached prefixes only with requests of the same salt.
+        arrival_time: ``time.monotonic()`` seconds at which the request came in.
+    """
+
+    request_id: str
+    prompt_token_ids: list[int]
+    sampling: SamplingParams
+    max_tokens: int
+    seed: int
+    choice_index: int = 0
+    eos_token_ids: tuple[int, ...] = ()
+    bad_words_token_ids: tuple[tuple[int, ...], ...] = ()
+    priority: int = 0
+    cache_salt: str = ""
+    arrival_time: float = 0.0
+
+
+class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
+    """Log-probabilities at one position.
+
+    Attributes:
+        token_id: the token that stands there (sampled, or of the prompt).
+        logprob: its log-probability; always finite (clamped to -9999.0 where the token had none).
+        rank: 1 + the number of tokens that are strictly more likely.
+        top_ids, top_logprobs: the most likely tokens, as many as asked, most likely first, lower id first among
+            equals.
+    """
+
+    token_id: int
+    logprob: float
+    rank: int
+    top_ids: list[int]
+    top_logprobs: list[float]
+
+
+class EngineOutput(msgspec.Struct, frozen=True, array_like=True):
+    """What one step brought one request.
+
+    Attributes:
+        request_id: whose output this is.
+        new_token_ids: tokens added by this step, in order; possibly none, possibly several.
+        logprobs: one entry a new token, when ``sampling.logprobs`` is set.
+        prompt_logprobs: once, with the first output: None for the first prompt token, then an entry each.
+        finish_reason: set in a request's last output. ``stop``: end of sequence or stop token, which is the last of
+            ``new_token_ids``; ``length``: ``max_tokens`` reached; ``error``: ``error`` says why.
+        stop_token_id: the member of ``stop_token_ids`` that ended it; None for the end of sequence.
+        error: one line for the user.
+        num_cached_tokens: see the module's table.
+        scheduled_time: ``time.monotonic()`` seconds at which work on the request began.
+    """
+
+    request_id: str
+    new_token_ids: list[int]
+    logprobs: list[TokenLogprobs] | None = None
+    prompt_logprobs: list[TokenLogprobs | None] | None = None
+    finish_reason: FinishReason | None = None
+    stop_token_id: int | None = None
+    error: str | None = None
+    num_cached_tokens: int = 0
+    scheduled_time: float = 0.0
+
+
+class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of an engine once it is built; never changes after.
+
+    Attributes:
+        backend: the name the registry knows it by.
+        device: such as ``cpu`` or ``cuda:0``.
+        dtype: of the activations, such as ``bfloat16``.
+        vocab_size: number of logits; every token id is below it.
+        max_model_len: prompt and output tokens of one request at most.
+        kv_cache_tokens: tokens the whole cache can hold at once; a request above it is refused at admission.
+        num_parameters: of the model.
+        tasks: what routes can be offered.
+    """
+
+    backend: str
+    device: str
+    dtype: str
+    vocab_size: int
+    max_model_len: int
+    kv_cache_tokens: int
+    num_parameters: int
+    tasks: tuple[str, ...] = ("generate",)
+
+
+class EngineStats(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """An engine's state after a step. Counters count from the engine's start."""
+
+    num_running: int = 0
+    num_waiting: int = 0
+    kv_cache_usage: float = 0.0  # in [0, 1]
+    num_step_tokens: int = 0  # prompt and output tokens computed by the latest step
+    num_preemptions: int = 0  # counter
+    num_prefix_queries: int = 0  # counter, tokens looked up in the prefix cache
+    num_prefix_hits: int = 0  # counter, tokens found there
+
+
+class Engine(Protocol):
+    """A language model that advances many requests step by step.
+
+    **Not thread-safe**: one loop calls all of it. Between ``step`` calls an engine does nothing.
+    A request fails alone: whatever goes wrong with it after ``add`` ends it with ``finish_reason="error"``; an
+    exception out of ``step`` means that the engine itself is broken and must be closed.
+    """
+
+    @property
+    def info(self) -> EngineInfo:
+        """Fixed facts; cheap."""
+        ...
+
+    @property
+    def has_unfinished(self) -> bool:
+        """Whether ``step`` has anything to do; cheap."""
+        ...
+
+    @property
+    def stats(self) -> EngineStats:
+        """A snapshot; cheap, mutates nothing."""
+        ...
+
+    def add(self, request: EngineRequest) -> None:
+        """Take ``request`` into the queue; it runs from a later ``step`` on.
+
+        The caller has checked it against ``info``. The engine keeps the object and never mutates it.
+
+        Raises:
+            ValueError: its id belongs to an unfinished request. Nothing has changed then.
+        """
+        ...
+
+    def abort(self, request_id: str) -> None:
+        """Drop a request and free all it holds before the next ``step`` begins; it yields no further output.
+
+        An unknown or finished id is ignored: an abort may always cross with the end of its request.
+        """
+        ...
+
+    def step(self) -> Sequence[EngineOutput]:
+        """Advance unfinished requests, each at most to its end; return what is new.
+
+        At most one output per request. After an output with ``finish_reason`` the request is forgotten and its id may
+        be used again. With nothing to do it returns an empty sequence at once. Outputs belong to the caller.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free memory and devices. Idempotent; no other call may follow."""
+        ...

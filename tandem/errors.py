@@ -1,0 +1,79 @@
+"""Every error Tandem raises on purpose.
+
+    TandemError
+    ├── ConfigError            an option is unknown, malformed or contradicts another; names the option
+    ├── CheckpointError        the model's files cannot be found, read or fitted into memory
+    ├── RequestError           a request is refused before it reaches an engine; names the parameter
+    │   └── ContextLengthError     prompt and answer do not fit the model's context
+    └── EngineError            the engine could not do its work
+        ├── EngineLoadingError     the model is still being loaded
+        ├── EngineDeadError        the engine process has ended, or its loop has failed
+        ├── EngineStalledError     the engine process has stopped answering
+        └── RequestFailedError     one admitted request ended with ``finish_reason="error"``
+
+Each message is one line that a user can act on: it holds no address, path of ours or traceback. A layer that
+catches an error of a library translates it here with ``raise … from``.
+"""
+
+
+class TandemError(Exception):
+    """Base of all errors of this package."""
+
+
+class ConfigError(TandemError):
+    """An option cannot be honoured.
+
+    Args:
+        option: the option as its user writes it, such as ``--max-model-len``.
+        message: what is wrong with it and what would be right.
+    """
+
+    def __init__(self, option: str, message: str) -> None:
+        super().__init__(f"{option}: {message}")
+        self.option = option
+
+
+class CheckpointError(TandemError):
+    """The model's files are missing, unsupported, inconsistent or too large for this machine."""
+
+
+class RequestError(TandemError):
+    """A request is refused; nothing of it has reached an engine.
+
+    Args:
+        message: what is wrong, in one line.
+        param: the request's field, or None when no single one is to blame.
+        code: a machine-readable reason in OpenAI's vocabulary.
+    """
+
+    def __init__(self, message: str, param: str | None = None, code: str = "invalid_value") -> None:
+        super().__init__(message)
+        self.param = param
+        self.code = code
+
+
+class ContextLengthError(RequestError):
+    """The prompt, or the prompt with the answer asked for, exceeds what the model or its cache can hold."""
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message, param, "context_length_exceeded")
+
+
+class EngineError(TandemError):
+    """The engine could not do what it was asked."""
+
+
+class EngineLoadingError(EngineError):
+    """The engine is not ready yet; the same request will work later."""
+
+
+class EngineDeadError(EngineError):
+    """The engine is gone for good; open requests have failed and new ones are refused."""
+
+
+class EngineStalledError(EngineError):
+    """The engine has not answered for too long; its open requests have failed. It may come back."""
+
+
+class RequestFailedError(EngineError):
+    """One request failed inside the engine; its neighbours go on."""

@@ -1,0 +1,139 @@
+"""Sampling parameters, and the definition of what they mean."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from tandem.errors import RequestError
+
+SEED_MODULUS = 1 << 64
+LOGIT_BIAS_LIMIT = 100.0
+
+
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How the next token is chosen, when to stop, and what to report.
+
+    **Definition.** This text is normative; each engine implements it on its own. A request has logits ``l[v]`` for
+    the token at output position ``t`` (0 for the first generated token), a prompt, and the output so far.
+
+    1. *Raw logits* in float32. In mode ``raw_logprobs`` the reported log-probabilities are ``log_softmax(l)``.
+       A logit that is NaN or +inf, or a row that is all -inf, ends the request with ``finish_reason="error"``.
+    2. *Masks* set ``l[v] = -inf``: for every v outside ``allowed_token_ids``, when given; for the last token of a
+       bad word whose other tokens are the latest output tokens (a bad word of one token always); for the end-of-
+       sequence tokens and ``stop_token_ids`` while ``t < min_tokens``. Then ``l[v] += logit_bias[v]``, clamped to
+       ±100. If the masks leave no token, the request ends with ``finish_reason="error"``.
+    3. *Penalties*. For each v in the prompt or the output: ``l[v] /= repetition_penalty`` where positive, else
+       ``l[v] *= repetition_penalty``. Then, with c[v] the number of times v stands in the output:
+       ``l[v] -= frequency_penalty · c[v] + presence_penalty · (c[v] > 0)``.
+    4. *Filters*. ``z = l / temperature``; then, in this order, each on what the one before it left:
+       *top-k* keeps v where z[v] is at least the k-th largest value; *top-p* keeps v where the softmax mass of the
+       tokens strictly more likely than v is below ``top_p``; *min-p* keeps v where ``exp(z[v] - max z) ≥ min_p``.
+       Ties are kept together, so no order among equals exists. In mode ``processed_logprobs`` the reported
+       log-probabilities are ``log_softmax`` over what is left.
+    5. *Draw*. The token is the argmax of ``z[v] - max z + noise[v]``, the lowest id winning ties, with
+       ``noise[v] = -log(-log u)`` and ``u = ((w >> 9) + 0.5) · 2**-23`` where w is the first word of Philox-4x32-10
+       with the request's 64-bit seed as key (low word first) and ``(v, t, choice index, 0)`` as counter.
+       With temperature 0, steps 4's filters and the noise are skipped: plain argmax, the lowest id winning ties
+       (``processed_logprobs`` are then those of step 3's logits).
+
+    Philox is defined in Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011).
+
+    Attributes:
+        n: how many answers to the prompt, numbered from 0 (their choice index).
+        temperature: ≥ 0; 0 means greedy.
+        top_p: in (0, 1]; 1 is off.
+        top_k: 0 or -1 is off.
+        min_p: in [0, 1]; 0 is off.
+        repetition_penalty: > 0; 1 is off.
+        frequency_penalty, presence_penalty: in [-2, 2]; 0 is off.
+        seed: any integer, taken modulo 2**64; None draws a fresh one for each request.
+        max_tokens: at most so many output tokens; None means as many as the context holds.
+        min_tokens: no end of sequence, stop token or stop string before so many output tokens.
+        ignore_eos: the model's end-of-sequence tokens are ordinary tokens.
+        stop: strings that end the answer; they are cut off unless ``include_stop_str_in_output``.
+        stop_token_ids: tokens that end the answer, besides the end of sequence.
+        bad_words: strings that must not be generated.
+        allowed_token_ids: the only tokens that may be generated.
+        logit_bias: token id to bias, in [-100, 100].
+        logprobs: report the chosen token's log-probability and those of so many most likely tokens.
+        prompt_logprobs: the same for each prompt token but the first.
+        skip_special_tokens: leave the tokenizer's special tokens out of the text.
+        spaces_between_special_tokens: keep the decoder's spaces between adjacent added tokens.
+
+    Raises:
+        RequestError: on construction, naming the parameter that is out of range.
+    """
+
+    n: int = 1
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    seed: int | None = None
+    max_tokens: int | None = 16
+    min_tokens: int = 0
+    ignore_eos: bool = False
+    stop: Sequence[str] | str = ()
+    stop_token_ids: Sequence[int] = ()
+    include_stop_str_in_output: bool = False
+    bad_words: Sequence[str] = ()
+    allowed_token_ids: Sequence[int] | None = None
+    logit_bias: dict[int, float] | None = None
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    skip_special_tokens: bool = True
+    spaces_between_special_tokens: bool = True
+
+    def __post_init__(self) -> None:
+        self._normalize()
+        _check("n", self.n >= 1, self.n, "at least 1")
+        _check("temperature", _finite(self.temperature) and self.temperature >= 0, self.temperature, "at least 0")
+        _check("top_p", 0 < self.top_p <= 1, self.top_p, "in (0, 1]")
+        _check("top_k", self.top_k >= -1, self.top_k, "at least 1, or 0 or -1 to turn it off")
+        _check("min_p", 0 <= self.min_p <= 1, self.min_p, "in [0, 1]")
+        repetition = self.repetition_penalty
+        _check("repetition_penalty", _finite(repetition) and repetition > 0, repetition, "above 0")
+        _check("frequency_penalty", -2 <= self.frequency_penalty <= 2, self.frequency_penalty, "in [-2, 2]")
+        _check("presence_penalty", -2 <= self.presence_penalty <= 2, self.presence_penalty, "in [-2, 2]")
+        _check("max_tokens", self.max_tokens is None or self.max_tokens >= 0, self.max_tokens, "at least 0")
+        _check("min_tokens", self.min_tokens >= 0, self.min_tokens, "at least 0")
+        if self.max_tokens is not None:
+            _check("min_tokens", self.min_tokens <= self.max_tokens, self.min_tokens, "at most max_tokens")
+        _check("stop", all(self.stop), list(self.stop), "non-empty strings")
+        _check("bad_words", all(self.bad_words), list(self.bad_words), "non-empty strings")
+        _check("allowed_token_ids", self.allowed_token_ids != (), [], "None or at least one token id")
+        _check("logprobs", self.logprobs is None or self.logprobs >= 0, self.logprobs, "at least 0")
+        prompt = self.prompt_logprobs
+        _check("prompt_logprobs", prompt is None or prompt >= 0, prompt, "at least 0")
+        for token_id, bias in (self.logit_bias or {}).items():
+            in_range = -LOGIT_BIAS_LIMIT <= bias <= LOGIT_BIAS_LIMIT
+            _check("logit_bias", in_range, {token_id: bias}, "biases in [-100, 100]")
+
+    def _normalize(self) -> None:
+        """Give sequences one form, so that engines and equality see no difference between spellings."""
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        msgspec.structs.force_setattr(self, "stop", stop)
+        for name in ("stop_token_ids", "bad_words", "allowed_token_ids"):
+            value = getattr(self, name)
+            if value is not None:
+                msgspec.structs.force_setattr(self, name, tuple(value))
+        if self.top_k == -1:
+            msgspec.structs.force_setattr(self, "top_k", 0)
+        if self.seed is not None:
+            msgspec.structs.force_setattr(self, "seed", self.seed % SEED_MODULUS)
+
+
+def _finite(value: float) -> bool:
+    return math.isfinite(value)
+
+
+def _check(param: str, ok: bool, value: Any, expected: str) -> None:
+    if not ok:
+        raise RequestError(f"{param} must be {expected}, got {value!r}", param)
