@@ -1,0 +1,69 @@
+"""The server's configuration: frozen, complete, one object."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from tandem.config import ModelOptions
+from tandem.errors import ConfigError
+
+
+class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything ``run_server`` needs. Each field is the option of ``tandem serve`` with the same name.
+
+    Attributes:
+        model: which model, and how its engine is built.
+        host, port: where to listen; port 0 lets the system pick. ``uds`` replaces both by a Unix socket.
+        api_keys: any of them opens the server; empty means that no key is asked for.
+        served_model_names: names clients may use; the first is the one reported. Empty: the model as given.
+        chat_template: a file or the template's text; None takes the model's.
+        response_role: role of generated messages.
+        shutdown_timeout: seconds that open requests get to finish after a first SIGTERM or SIGINT.
+        in_process_engine: the engine's loop runs in a thread of this process.
+        max_queued_requests: unfinished requests above which new ones get 503; 0 for no limit.
+        max_body_bytes: larger request bodies get 413.
+    """
+
+    model: ModelOptions = ModelOptions()
+    host: str = "0.0.0.0"
+    port: int = 8000
+    uds: str | None = None
+    api_keys: tuple[str, ...] = ()
+    served_model_names: tuple[str, ...] = ()
+    chat_template: str | None = None
+    trust_request_chat_template: bool = False
+    response_role: str = "assistant"
+    ssl_keyfile: str | None = None
+    ssl_certfile: str | None = None
+    ssl_ca_certs: str | None = None
+    root_path: str = ""
+    allowed_origins: tuple[str, ...] = ("*",)
+    allowed_methods: tuple[str, ...] = ("*",)
+    allowed_headers: tuple[str, ...] = ("*",)
+    allow_credentials: bool = False
+    enable_request_id_headers: bool = False
+    enable_log_requests: bool = False
+    max_log_len: int | None = None
+    disable_fastapi_docs: bool = False
+    uvicorn_log_level: str = "info"
+    disable_access_log: bool = False
+    shutdown_timeout: float = 60.0
+    in_process_engine: bool = False
+    max_queued_requests: int = 0
+    max_body_bytes: int = 32 * 2**20
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65535:
+            raise ConfigError("--port", f"must be between 0 and 65535, got {self.port}")
+        if bool(self.ssl_keyfile) != bool(self.ssl_certfile):
+            raise ConfigError("--ssl-keyfile", "needs --ssl-certfile beside it, and the other way round")
+        for option in ("ssl_keyfile", "ssl_certfile", "ssl_ca_certs"):
+            path = getattr(self, option)
+            if path and not Path(path).is_file():
+                raise ConfigError(f"--{option.replace('_', '-')}", f"there is no file {path}")
+        if self.shutdown_timeout < 0:
+            raise ConfigError("--shutdown-timeout", f"must be at least 0 seconds, got {self.shutdown_timeout}")
+        if any(not key for key in self.api_keys):
+            raise ConfigError("--api-key", "must not be empty")

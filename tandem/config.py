@@ -1,0 +1,203 @@
+"""Options of a model, and the resolved configuration an engine takes.
+
+``ModelOptions`` is what a user said; ``resolve`` reads the model's own files and returns ``EngineConfig``, in which
+nothing is left to decide. Both are frozen; nothing changes them later.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import msgspec
+
+from tandem.errors import CheckpointError, ConfigError
+from tandem.hub import ModelFiles, locate
+from tandem.model_config import ModelConfig
+
+DTYPES = ("float32", "float16", "bfloat16")
+DTYPE_ALIASES = {"half": "float16", "float": "float32", "fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
+LOAD_FORMATS = ("auto", "safetensors", "dummy")
+LOGPROBS_MODES = ("raw_logprobs", "processed_logprobs")
+NEUTRAL_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+
+
+class ModelOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What a user may say of the model and the engine; each field is the option of the same name.
+
+    Attributes:
+        model: a directory, a hub id, or ``""`` for the bundled demonstration model.
+        tokenizer: where the tokenizer's files are, if not with the model.
+        revision: branch, tag or commit on the hub.
+        download_dir: where the hub's files are cached, if not in the usual place.
+        backend: a name of the registry, or ``auto``.
+        dtype: of weights and activations; ``auto`` takes the checkpoint's.
+        max_model_len: a number, ``8k``, or ``auto`` for the model's own limit.
+        load_format: ``auto`` and ``safetensors`` read weights; ``dummy`` draws random ones.
+        hf_overrides: replaces keys of the model's ``config.json`` (nested objects are merged).
+        generation_config: ``auto`` takes sampling defaults from the model; ``vllm`` or ``none`` takes none; else a
+            directory.
+        seed: of dummy weights, and of the seeds drawn for requests that bring none.
+        max_logprobs: how many log-probabilities a request may ask for; -1 for no limit.
+        logprobs_mode: see the definition in ``SamplingParams``.
+        trust_remote_code: accepted as False only: Tandem runs no code from checkpoints.
+    """
+
+    model: str = ""
+    tokenizer: str | None = None
+    revision: str | None = None
+    download_dir: str | None = None
+    backend: str = "auto"
+    dtype: str = "auto"
+    max_model_len: int | str = "auto"
+    load_format: str = "auto"
+    hf_overrides: dict[str, Any] = msgspec.field(default_factory=dict)
+    generation_config: str = "auto"
+    seed: int = 0
+    max_logprobs: int = 20
+    logprobs_mode: str = "raw_logprobs"
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        dtype = DTYPE_ALIASES.get(self.dtype, self.dtype)
+        if dtype not in ("auto", *DTYPES):
+            raise ConfigError("--dtype", f"{self.dtype!r} is not one of auto, {', '.join(DTYPES)}")
+        _one_of("--load-format", self.load_format, LOAD_FORMATS)
+        _one_of("--logprobs-mode", self.logprobs_mode, LOGPROBS_MODES)
+        if self.max_logprobs < -1:
+            raise ConfigError("--max-logprobs", f"must be at least 0, or -1 for no limit, got {self.max_logprobs}")
+        if self.trust_remote_code:
+            raise ConfigError("--trust-remote-code", "Tandem never runs code from a checkpoint; leave the option out")
+        msgspec.structs.force_setattr(self, "dtype", dtype)
+        msgspec.structs.force_setattr(self, "max_model_len", parse_length("--max-model-len", self.max_model_len))
+
+
+class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """All an engine needs to build itself. Plain data: it travels to the engine's process as msgpack.
+
+    Attributes:
+        files: where the checkpoint's files are.
+        model: the architecture as data.
+        backend: ``auto`` or a name of the registry.
+        dtype: one of ``DTYPES``.
+        max_model_len: prompt and output tokens of one request at most.
+        load_format, seed, logprobs_mode: as in ``ModelOptions``.
+    """
+
+    files: ModelFiles
+    model: ModelConfig
+    backend: str
+    dtype: str
+    max_model_len: int
+    load_format: str = "auto"
+    seed: int = 0
+    logprobs_mode: str = "raw_logprobs"
+
+
+class ResolvedModel(msgspec.Struct, frozen=True, kw_only=True):
+    """An ``EngineConfig``, and what the front process needs beside it.
+
+    Attributes:
+        engine: for the engine.
+        tokenizer_path: directory with the tokenizer's files.
+        eos_token_ids: tokens that end an answer.
+        default_sampling: the model's recommended sampling values, for requests that leave them out.
+        max_logprobs: as in ``ModelOptions``.
+    """
+
+    engine: EngineConfig
+    tokenizer_path: str
+    eos_token_ids: tuple[int, ...]
+    default_sampling: dict[str, Any]
+    max_logprobs: int
+
+
+def resolve(options: ModelOptions) -> ResolvedModel:
+    """Read the model's configuration files (from disk or the hub, never weights) and decide all that is open.
+
+    Raises:
+        ConfigError: an option contradicts the model.
+        CheckpointError: the files are missing or describe an unknown architecture.
+    """
+    files = locate(options.model, options.revision, options.download_dir)
+    raw = _merge(files.read_json("config.json", required=True), options.hf_overrides)
+    model = ModelConfig.from_hf(raw)
+    generation = _generation_config(files, options)
+    tokenizer = files if options.tokenizer is None else locate(options.tokenizer, None, options.download_dir)
+    eos = generation.get("eos_token_id", model.eos_token_ids)
+    engine = EngineConfig(
+        files=files,
+        model=model,
+        backend=options.backend,
+        dtype=_resolve_dtype(options.dtype, model),
+        max_model_len=_resolve_length(options.max_model_len, model),
+        load_format=options.load_format,
+        seed=options.seed,
+        logprobs_mode=options.logprobs_mode,
+    )
+    return ResolvedModel(
+        engine=engine,
+        tokenizer_path=tokenizer.path,
+        eos_token_ids=(eos,) if isinstance(eos, int) else tuple(eos or ()),
+        default_sampling={k: generation[k] for k in NEUTRAL_SAMPLING if generation.get(k) is not None},
+        max_logprobs=options.max_logprobs,
+    )
+
+
+def parse_length(option: str, text: int | str) -> int | str:
+    """Read ``8192``, ``8k`` (8,000), ``8K`` (8,192), ``1m``, ``1M`` or ``auto``.
+
+    Raises:
+        ConfigError: it is none of these, or not positive.
+    """
+    if text == "auto":
+        return text
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([kKmM]?)", str(text).strip())
+    scale = {"": 1, "k": 1000, "K": 1024, "m": 1000**2, "M": 1024**2}
+    length = int(float(match[1]) * scale[match[2]]) if match else 0
+    if length < 1:
+        raise ConfigError(option, f"{text!r} is not a positive number such as 8192 or 8k, nor auto")
+    return length
+
+
+def _resolve_dtype(dtype: str, model: ModelConfig) -> str:
+    if dtype != "auto":
+        return dtype
+    return model.dtype if model.dtype in DTYPES else "float32"
+
+
+def _resolve_length(asked: int | str, model: ModelConfig) -> int:
+    limit = model.max_model_len
+    if asked == "auto":
+        return limit
+    length = int(asked)
+    if length > limit:
+        raise ConfigError("--max-model-len", f"{length} is above the {limit} tokens this model was made for")
+    return length
+
+
+def _generation_config(files: ModelFiles, options: ModelOptions) -> dict[str, Any]:
+    source = options.generation_config
+    own = files.read_json("generation_config.json")
+    if source == "auto":
+        return own
+    if source in ("vllm", "none"):
+        # the end-of-sequence tokens are part of the model, not a matter of taste
+        return {k: own[k] for k in ("eos_token_id",) if k in own}
+    try:
+        return locate(source, None, None).read_json("generation_config.json", required=True)
+    except CheckpointError as error:
+        raise ConfigError("--generation-config", str(error)) from error
+
+
+def _merge(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in overrides.items():
+        both_nested = isinstance(value, dict) and isinstance(base.get(key), dict)
+        merged[key] = _merge(base[key], value) if both_nested else value
+    return merged
+
+
+def _one_of(option: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ConfigError(option, f"{value!r} is not one of {', '.join(known)}")
