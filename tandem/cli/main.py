@@ -1,0 +1,48 @@
+"""Entry points: ``tandem COMMAND …``, and ``serve`` for ``tandem serve``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+import tandem
+from tandem.cli import serve
+from tandem.errors import TandemError
+
+USER_ERROR = 1
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, without repeating the whole usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message} (see {self.prog} --help)\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status. Errors the user can mend are one line on standard error."""
+    parser = Parser(prog="tandem", description="Serve language models over an OpenAI-compatible API.")
+    parser.add_argument("--version", action="version", version=f"tandem {tandem.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    serve.add_command(commands)
+    try:
+        arguments = parser.parse_args(_expand(sys.argv[1:] if argv is None else list(argv)))
+        status: int = arguments.run(arguments)
+        return status
+    except TandemError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        return 130
+
+
+def serve_main() -> int:
+    """The ``serve`` script."""
+    return main(["serve", *sys.argv[1:]])
+
+
+def _expand(argv: list[str]) -> list[str]:
+    """Put the options of a ``--config`` file where the command line can override them."""
+    return serve.expand_config_file(argv) if argv[:1] == ["serve"] else argv

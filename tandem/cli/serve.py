@@ -1,0 +1,214 @@
+"""``tandem serve``: options to a ``ServerConfig``, nothing else."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from server.config import ServerConfig
+from tandem.config import DTYPES, LOAD_FORMATS, LOGPROBS_MODES, ModelOptions
+from tandem.errors import ConfigError
+from tandem.registry import ENGINES, check_backend
+
+KEY_VARIABLES = ("TANDEM_API_KEY", "VLLM_API_KEY")
+
+
+def add_command(commands: Any) -> None:
+    """Register ``serve`` and its options."""
+    parser = commands.add_parser(
+        "serve",
+        help="serve a model over HTTP",
+        description="Serve a model. Without MODEL, the small demonstration model that comes with Tandem.",
+        allow_abbrev=False,
+    )
+    _add_model_options(parser)
+    _add_server_options(parser)
+    parser.set_defaults(run=run)
+
+
+def _add_model_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("model and engine").add_argument
+    add("model", nargs="?", default=None, metavar="MODEL", help="directory or hub id")
+    add("--model", dest="model_option", metavar="MODEL", help="the same, as an option")
+    add("--backend", default="auto", metavar="NAME", help=f"auto, {', '.join(ENGINES)} (default: auto)")
+    add("--tokenizer", metavar="MODEL", help="where the tokenizer is, if not with the model")
+    add("--revision", help="branch, tag or commit on the hub")
+    add("--download-dir", metavar="DIR", help="cache of the hub's files")
+    add("--dtype", default="auto", metavar="TYPE", help=f"auto, {', '.join(DTYPES)} (default: the checkpoint's)")
+    add("--max-model-len", default="auto", metavar="N", help="context in tokens, such as 8192 or 8k (default: auto)")
+    add("--load-format", default="auto", metavar="FORMAT", help=f"{', '.join(LOAD_FORMATS)} (default: auto)")
+    add("--hf-overrides", default="{}", metavar="JSON", type=_json_object, help="replaces keys of config.json")
+    add(
+        "--generation-config",
+        default="auto",
+        metavar="SOURCE",
+        help="sampling defaults: auto (the model's), none, or a directory (default: auto)",
+    )
+    add("--seed", type=int, default=0, help="of the seeds drawn for requests without one (default: 0)")
+    add("--max-logprobs", type=int, default=20, metavar="N", help="a request's limit; -1 for none (default: 20)")
+    add("--logprobs-mode", default="raw_logprobs", metavar="MODE", help=", ".join(LOGPROBS_MODES))
+    add("--trust-remote-code", action="store_true", help="refused: no code of a checkpoint is ever run")
+
+
+def _add_server_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("server").add_argument
+    add("--host", default="0.0.0.0", help="(default: 0.0.0.0)")
+    add("--port", type=int, default=8000, help="0 lets the system pick (default: 8000)")
+    add("--uds", metavar="PATH", help="a Unix socket instead of host and port")
+    add(
+        "--api-key",
+        action="append",
+        default=[],
+        metavar="KEY",
+        nargs="+",
+        help=f"repeatable; also from {' or '.join(KEY_VARIABLES)}",
+    )
+    add(
+        "--served-model-name",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME",
+        help="names clients may use; the first is reported",
+    )
+    add("--chat-template", metavar="FILE_OR_TEXT", help="instead of the model's")
+    add("--trust-request-chat-template", action="store_true", help="let requests bring their own template")
+    add("--response-role", default="assistant", metavar="ROLE", help="(default: assistant)")
+    add("--ssl-keyfile", metavar="FILE")
+    add("--ssl-certfile", metavar="FILE")
+    add("--ssl-ca-certs", metavar="FILE")
+    add("--root-path", default="", metavar="PATH", help="prefix under which a proxy shows the server")
+    for name in ("origins", "methods", "headers"):
+        add(f"--allowed-{name}", type=_json_strings, default=("*",), metavar="JSON", help='CORS (default: ["*"])')
+    add("--allow-credentials", action="store_true", help="CORS")
+    add("--enable-request-id-headers", action="store_true", help="answer with X-Request-Id")
+    add("--enable-log-requests", action="store_true", help="log each request's parameters and prompt")
+    add("--max-log-len", type=int, metavar="N", help="characters of a logged prompt")
+    add("--disable-fastapi-docs", action="store_true", help="no /docs and /openapi.json")
+    add("--uvicorn-log-level", default="info", choices=("critical", "error", "warning", "info", "debug", "trace"))
+    add("--disable-uvicorn-access-log", dest="disable_access_log", action="store_true")
+    add(
+        "--shutdown-timeout",
+        type=float,
+        default=60.0,
+        metavar="S",
+        help="seconds for open requests after a first SIGTERM (default: 60)",
+    )
+    add(
+        "--disable-frontend-multiprocessing",
+        dest="in_process_engine",
+        action="store_true",
+        help="run the engine in a thread of the server",
+    )
+    add(
+        "--max-num-queued-reqs",
+        dest="max_queued_requests",
+        type=int,
+        default=0,
+        metavar="N",
+        help="unfinished requests above which new ones are refused (default: no limit)",
+    )
+    add("--config", metavar="FILE", help="YAML file of these options; the command line wins")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Serve until told to stop."""
+    config = server_config(arguments)
+    from server.run import serve  # after the options, so that a wrong one is refused at once
+
+    status: int = serve(config)
+    return status
+
+
+def server_config(arguments: argparse.Namespace) -> ServerConfig:
+    """The configuration that parsed arguments mean.
+
+    Raises:
+        ConfigError: an option is malformed or contradicts another.
+    """
+    options = vars(arguments)
+    if arguments.model and arguments.model_option:
+        raise ConfigError("--model", "the model is given twice")
+    check_backend(arguments.backend)
+    keys = tuple(key for group in arguments.api_key for key in group)
+    options = options | {
+        "model": arguments.model or arguments.model_option or "",
+        "api_keys": keys or tuple(filter(None, map(os.environ.get, KEY_VARIABLES))),
+        "served_model_names": tuple(arguments.served_model_name),
+    }
+    model = ModelOptions(**_fields(ModelOptions, options))
+    return ServerConfig(**(_fields(ServerConfig, options) | {"model": model}))
+
+
+def expand_config_file(argv: list[str]) -> list[str]:
+    """Replace ``--config FILE`` by the options in it, placed before those of the command line.
+
+    Raises:
+        ConfigError: the file is missing or is not a mapping of option names to values.
+    """
+    for i, argument in enumerate(argv):
+        name, has_value, path = argument.partition("=")
+        if name == "--config":
+            if not has_value and i + 1 == len(argv):
+                return argv  # argparse says what is missing
+            path = path if has_value else argv[i + 1]
+            rest = argv[1:i] + argv[i + (1 if has_value else 2) :]
+            return [argv[0], *_options_of_file(path), *rest]
+    return argv
+
+
+def _options_of_file(path: str) -> list[str]:
+    try:
+        entries = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        raise ConfigError("--config", f"{path} cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError("--config", f"{path} is not valid YAML: {str(error).splitlines()[0]}") from error
+    if not isinstance(entries, dict):
+        raise ConfigError("--config", f"{path} must map option names to values")
+    arguments: list[str] = []
+    for name, value in entries.items():
+        arguments += _as_arguments(f"--{str(name).replace('_', '-')}", value)
+    return arguments
+
+
+def _as_arguments(option: str, value: Any) -> list[str]:
+    if value is None or value is False:
+        return []
+    if value is True:
+        return [option]
+    if option.startswith("--allowed-") or isinstance(value, dict):
+        return [f"{option}={json.dumps(value)}"]
+    if isinstance(value, list):
+        return [option, *map(str, value)]
+    return [f"{option}={value}"]
+
+
+def _fields(kind: type, options: dict[str, Any]) -> dict[str, Any]:
+    return {name: options[name] for name in kind.__struct_fields__ if name in options}  # type: ignore[attr-defined]
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    value = _json(text)
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a JSON object")
+    return value
+
+
+def _json_strings(text: str) -> tuple[str, ...]:
+    value = _json(text)
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a JSON list of strings")
+    return tuple(value)
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not valid JSON") from error
