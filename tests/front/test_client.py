@@ -1,0 +1,256 @@
+"""The client and the engine's loop, with a real process between them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import psutil
+import pytest
+import zmq
+
+from tandem import SamplingParams
+from tandem.client import EngineClient
+from tandem.config import ModelOptions, ResolvedModel, resolve
+from tandem.errors import EngineDeadError, EngineError, EngineLoadingError, EngineStalledError
+from tandem.generation import Generator
+from tandem.outputs import ChoiceDelta
+from tandem.tokenizer import Tokenizer
+from tests.tiny import write_model
+
+PROMPT = [257, 5, 77, 300]
+LONG = SamplingParams(max_tokens=400, ignore_eos=True, temperature=0)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> ResolvedModel:
+    directory = write_model(tmp_path_factory.mktemp("model"))
+    return resolve(ModelOptions(model=str(directory), dtype="float32"))
+
+
+@contextlib.asynccontextmanager
+async def running(model: ResolvedModel, *, in_process: bool = False) -> AsyncIterator[EngineClient]:
+    client = EngineClient(model.engine, in_process=in_process)
+    await client.start()
+    try:
+        await client.wait_ready()
+        yield client
+    finally:
+        await client.close()
+
+
+def generator(client: EngineClient, model: ResolvedModel) -> Generator:
+    return Generator(client, Tokenizer.from_directory(model.tokenizer_path), model)
+
+
+async def collect(
+    client: EngineClient, model: ResolvedModel, sampling: SamplingParams, prompt: list[int] = PROMPT
+) -> list[ChoiceDelta]:
+    return [delta async for deltas in generator(client, model).generate(prompt, sampling) for delta in deltas]
+
+
+async def eventually(condition: Callable[[], bool], seconds: float = 2.0) -> float:
+    """Wait for ``condition``; returns how long it took."""
+    start = time.monotonic()
+    while not condition():
+        assert time.monotonic() - start < seconds, "it did not happen in time"
+        await asyncio.sleep(0.01)
+    return time.monotonic() - start
+
+
+def test_a_thread_and_a_process_serve_the_same(model: ResolvedModel) -> None:
+    sampling = SamplingParams(max_tokens=20, seed=3, n=2, logprobs=2, prompt_logprobs=1)
+
+    async def answers(in_process: bool) -> list[list[ChoiceDelta]]:
+        async with running(model, in_process=in_process) as client:
+            deltas = await collect(client, model, sampling)
+            return [[d for d in deltas if d.index == index] for index in (0, 1)]
+
+    by_thread, by_process = asyncio.run(answers(True)), asyncio.run(answers(False))
+    for thread, process in zip(by_thread, by_process, strict=True):
+        assert [(d.text, d.token_ids, d.logprobs) for d in thread] == [(d.text, d.token_ids, d.logprobs) for d in process]
+        assert thread[-1].finish_reason == process[-1].finish_reason is not None
+    assert by_thread[0][0].prompt_logprobs is not None
+    assert by_thread[1][0].prompt_logprobs is None, "the choices share one prompt"
+
+
+def test_requests_run_side_by_side_and_each_as_if_alone(model: ResolvedModel) -> None:
+    async def scenario() -> None:
+        async with running(model) as client:
+            prompts = [[1, 2, 3], [4], list(range(50))]
+            sampling = SamplingParams(max_tokens=30, temperature=0, ignore_eos=True)
+            alone = [await collect(client, model, sampling, prompt) for prompt in prompts]
+            together = await asyncio.gather(*(collect(client, model, sampling, prompt) for prompt in prompts))
+            for one, other in zip(alone, together, strict=True):
+                assert [t for d in one for t in d.token_ids] == [t for d in other for t in d.token_ids]
+            assert client.num_unfinished == 0
+
+    asyncio.run(scenario())
+
+
+def test_an_abort_at_any_time_frees_the_request_and_may_be_repeated(model: ResolvedModel) -> None:
+    async def scenario() -> None:
+        async with running(model) as client:
+            for steps in (0, 1, 5):
+                generation = generator(client, model).generate(PROMPT, LONG)
+                iterator = aiter(generation)
+                for _ in range(steps):
+                    await anext(iterator)
+                generation.abort()
+                generation.abort()
+                await eventually(lambda: client.stats.num_running + client.stats.num_waiting == 0)
+            generation = generator(client, model).generate(PROMPT, SamplingParams(max_tokens=2))
+            assert [d async for deltas in generation for d in deltas][-1].finish_reason
+            generation.abort()  # after the end
+            assert len(await collect(client, model, SamplingParams(max_tokens=3, ignore_eos=True))) == 3
+
+    asyncio.run(scenario())
+
+
+def test_a_stop_string_ends_the_work(model: ResolvedModel) -> None:
+    async def scenario() -> None:
+        async with running(model) as client:
+            text = "".join(d.text for d in await collect(client, model, LONG))
+            stop = text[10:14]
+            deltas = await collect(client, model, SamplingParams(**(_fields(LONG) | {"stop": [stop]})))
+            assert (deltas[-1].finish_reason, deltas[-1].stop_reason) == ("stop", stop)
+            assert "".join(d.text for d in deltas) == text[: text.index(stop)]
+            await eventually(lambda: client.stats.num_running == 0)
+
+    asyncio.run(scenario())
+
+
+def _fields(sampling: SamplingParams) -> dict[str, object]:
+    return {name: getattr(sampling, name) for name in sampling.__struct_fields__}
+
+
+def test_a_killed_engine_fails_its_requests_at_once_and_for_good(model: ResolvedModel) -> None:
+    async def scenario() -> None:
+        async with running(model) as client:
+            generation = generator(client, model).generate(PROMPT, LONG)
+            iterator = aiter(generation)
+            await anext(iterator)
+            os.kill(_pid(client), signal.SIGKILL)
+            assert await eventually(lambda: client.status.state == "dead") < 2
+            with pytest.raises(EngineDeadError):
+                async for _ in iterator:
+                    pass
+            with pytest.raises(EngineDeadError):
+                generator(client, model)
+
+    asyncio.run(scenario())
+
+
+def test_a_stopped_engine_is_noticed_and_taken_back_when_it_returns(model: ResolvedModel) -> None:
+    async def scenario() -> None:
+        async with running(model) as client:
+            ready = generator(client, model)
+            os.kill(_pid(client), signal.SIGSTOP)
+            waiting = asyncio.create_task(collect(client, model, LONG))
+            assert await eventually(lambda: client.status.state == "stalled", 3) < 2
+            with pytest.raises(EngineStalledError):
+                await waiting
+            with pytest.raises(EngineStalledError):
+                ready.generate(PROMPT, LONG)
+            os.kill(_pid(client), signal.SIGCONT)
+            await eventually(lambda: client.status.state == "ready")
+            await eventually(lambda: client.stats.num_running == 0)
+            assert await collect(client, model, SamplingParams(max_tokens=2))
+
+    asyncio.run(scenario())
+
+
+def test_frames_that_are_no_messages_are_dropped(model: ResolvedModel) -> None:
+    async def scenario() -> None:
+        async with running(model) as client:
+            client._to_engine.send(b"\xc1 nonsense")
+            client._to_engine.send(b"")
+            with zmq.Context() as context, context.socket(zmq.PUSH) as intruder:
+                intruder.connect(f"ipc://{client._directory}/outputs")
+                intruder.send(b"\xc1 nonsense")
+                await asyncio.sleep(0.1)
+            assert len(await collect(client, model, SamplingParams(max_tokens=3, ignore_eos=True))) == 3
+
+    asyncio.run(scenario())
+
+
+def test_the_sockets_are_open_to_their_owner_alone(model: ResolvedModel) -> None:
+    async def scenario() -> None:
+        async with running(model) as client:
+            assert client._directory.stat().st_mode & 0o777 == 0o700
+            directory = client._directory
+        assert not directory.exists()
+
+    asyncio.run(scenario())
+
+
+def test_a_model_that_cannot_be_loaded_is_reported_in_one_line(tmp_path: Path) -> None:
+    write_model(tmp_path)
+    broken = resolve(ModelOptions(model=str(tmp_path)))
+    (tmp_path / "model.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0nonsense")
+
+    async def scenario() -> None:
+        client = EngineClient(broken.engine)
+        await client.start()
+        with pytest.raises(EngineLoadingError):
+            _ = client.info
+        with pytest.raises(EngineDeadError) as failure:
+            await client.wait_ready()
+        assert "\n" not in str(failure.value) and "model.safetensors" in str(failure.value)
+        await client.close()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("moment", ["loading", "serving"])
+def test_the_engine_ends_with_its_parent(model: ResolvedModel, moment: str, tmp_path: Path) -> None:
+    script = f"""
+import asyncio, sys
+from tandem.client import EngineClient
+from tandem.config import ModelOptions, resolve
+async def main():
+    client = EngineClient(resolve(ModelOptions(model={model.engine.files.path!r})).engine)
+    await client.start()
+    if {moment == "serving"}:
+        await client.wait_ready()
+    print(client.process_id, flush=True)
+    await asyncio.sleep(60)
+asyncio.run(main())
+"""
+    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    child = psutil.Process(int(parent.stdout.readline()))
+    assert child.is_running()
+    parent.kill()
+    parent.wait()
+    with contextlib.suppress(psutil.NoSuchProcess):
+        child.wait(5)
+    assert not child.is_running()
+
+
+def test_closing_ends_the_process_and_is_idempotent(model: ResolvedModel) -> None:
+    async def scenario() -> None:
+        async with running(model) as client:
+            process = psutil.Process(_pid(client))
+            open_request = asyncio.create_task(collect(client, model, LONG))
+            await asyncio.sleep(0.1)
+            await client.close()
+            with pytest.raises(EngineError):
+                await open_request
+            assert not process.is_running()
+
+    asyncio.run(scenario())
+
+
+def _pid(client: EngineClient) -> int:
+    assert client.process_id is not None
+    return client.process_id
+
+

@@ -1,0 +1,105 @@
+"""Laws of the incremental detokenizer and of stop strings."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+from tandem.detokenizer import Detokenizer, StopStrings
+from tandem.tokenizer import Tokenizer as TandemTokenizer
+
+ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
+
+
+def byte_level() -> TandemTokenizer:
+    """One token per byte, two merges, one special and one plain added token."""
+    vocab = {piece: i for i, piece in enumerate([*ALPHABET, "th", "the"])}
+    fast = Tokenizer(models.BPE(vocab, [("t", "h"), ("th", "e")]))
+    fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    fast.decoder = decoders.ByteLevel()
+    fast.add_special_tokens([AddedToken("<end>", special=True)])
+    fast.add_tokens([AddedToken("<tool>", special=False)])
+    return TandemTokenizer(fast, {"eos_token": "<end>"})
+
+
+def sentence_piece() -> TandemTokenizer:
+    """SentencePiece's conventions: ▁ for a space, <0xHH> for bytes."""
+    pieces = ["<unk>", *(f"<0x{b:02X}>" for b in range(256)), "▁", "▁the", "a", "é"]
+    fast = Tokenizer(models.BPE({piece: i for i, piece in enumerate(pieces)}, [], unk_token="<unk>", byte_fallback=True))
+    fast.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    return TandemTokenizer(fast, {})
+
+
+BYTE_LEVEL, SENTENCE_PIECE = byte_level(), sentence_piece()
+
+
+def detokenize(tokenizer: TandemTokenizer, ids: list[int], **options: bool) -> list[str]:
+    detokenizer = Detokenizer(tokenizer, **options)
+    return [*(detokenizer.push(i) for i in ids), detokenizer.finish()]
+
+
+@given(st.text())
+def test_any_text_survives_the_way_through_tokens(text: str) -> None:
+    text = text.encode("utf-8", "replace").decode()
+    assert "".join(detokenize(BYTE_LEVEL, BYTE_LEVEL.encode(text))) == text
+
+
+@given(st.text())
+def test_no_piece_holds_a_character_that_the_text_does_not_have(text: str) -> None:
+    text = text.encode("utf-8", "replace").decode()
+    for piece in detokenize(BYTE_LEVEL, BYTE_LEVEL.encode(text)):
+        assert set(piece) <= set(text)
+
+
+@given(st.lists(st.integers(0, len(ALPHABET) + 1)))
+def test_the_joined_pieces_equal_the_tokenizers_own_decoding(ids: list[int]) -> None:
+    assert "".join(detokenize(BYTE_LEVEL, ids)) == BYTE_LEVEL.decode(ids)
+
+
+@given(st.text())
+def test_byte_fallback_pieces_join_to_the_text(text: str) -> None:
+    text = text.encode("utf-8", "replace").decode()
+    ids = [1 + b for b in text.encode()]
+    assert "".join(detokenize(SENTENCE_PIECE, ids)) == text
+
+
+def test_a_leading_space_is_kept_because_the_text_continues_the_prompt() -> None:
+    assert "".join(detokenize(SENTENCE_PIECE, [258, 259])) == " thea"
+
+
+def test_special_tokens_are_left_out_and_added_words_are_not() -> None:
+    end, tool = BYTE_LEVEL.encode("<end>")[0], BYTE_LEVEL.encode("<tool>")[0]
+    ids = [*BYTE_LEVEL.encode("a"), tool, end]
+    assert "".join(detokenize(BYTE_LEVEL, ids)) == "a<tool>"
+    assert "".join(detokenize(BYTE_LEVEL, ids, skip_special_tokens=False)) == "a<tool><end>"
+
+
+def test_token_ids_beyond_the_vocabulary_have_no_text() -> None:
+    assert BYTE_LEVEL.token_bytes(10_000) == b""
+
+
+STOPS = st.lists(st.text("ab", min_size=1, max_size=4), min_size=1, max_size=3).map(tuple)
+
+
+@given(st.text("abc", max_size=30), STOPS, st.booleans(), st.data())
+def test_stop_strings_do_not_depend_on_how_the_text_was_cut(
+    text: str, stops: tuple[str, ...], include: bool, data: st.DataObject
+) -> None:
+    matcher = StopStrings(stops, include)
+    shown, rest = "", text
+    while rest and matcher.found is None:
+        size = data.draw(st.integers(1, len(rest)))
+        shown, rest = shown + matcher.push(rest[:size]), rest[size:]
+        visible = shown if not include or matcher.found is None else shown[: -len(matcher.found)]
+        assert not any(stop in visible for stop in stops), "a stop string leaked"
+    if matcher.found is None:
+        assert shown + matcher.finish() == text
+        assert not any(stop in text for stop in stops)
+    else:
+        # one character at a time shows which string is complete first
+        first = next(n for n in range(len(text) + 1) if any(text[:n].endswith(stop) for stop in stops))
+        assert matcher.found in stops
+        longest = max((stop for stop in stops if text[:first].endswith(stop)), key=len)
+        assert matcher.found == longest
+        assert shown == (text[:first] if include else text[: first - len(longest)])
