@@ -1,0 +1,235 @@
+"""The engine: requests come in, and each step brings every running one a token further, one after another.
+
+    add → waiting ──(room in the KV budget, in order of arrival)──► running → last output
+                                                                    │   ▲
+                                                                    └───┘ step: one token
+
+A request holds memory only while it runs, and gives it back with its last output or its abortion.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+
+import torch
+
+from reference.kv_cache import KVCache, bytes_per_token
+from reference.model import Model
+from reference.sampling import Sample, SamplingError, check_logits, report, sample
+from tandem.checkpoint import available_memory, load_weights
+from tandem.config import EngineConfig
+from tandem.engine import EngineInfo, EngineOutput, EngineRequest, EngineStats, FinishReason, TokenLogprobs
+
+logger = logging.getLogger(__name__)
+
+PREFILL_TOKENS = 512  # of a prompt computed at once; bounds memory, not results
+MAX_LOGITS = 1 << 22  # prompt logits held at once
+KV_MEMORY_SHARE = 0.5  # of the memory that is free once the weights are loaded
+MAX_FULL_REQUESTS = 64  # requests of full length that the KV budget has room for, at most
+
+
+class _Running:
+    """A request at work, and all that it owns."""
+
+    def __init__(self, request: EngineRequest, kv: KVCache) -> None:
+        self.request = request
+        self.kv = kv
+        self.output_ids: list[int] = []
+        self.scheduled_time = time.monotonic()
+
+
+class ReferenceEngine:
+    """An :class:`tandem.engine.Engine` that reads like the mathematics.
+
+    A request starts when its prompt and all its output will fit into the KV budget, which is therefore never
+    exceeded, and nothing is ever preempted. Its first step computes the whole prompt.
+
+    Args:
+        config: resolved; see ``EngineConfig``.
+        on_progress: told the fraction of the weights that is loaded.
+
+    Raises:
+        CheckpointError: the weights cannot be loaded.
+    """
+
+    def __init__(self, config: EngineConfig, on_progress: Callable[[float], None] | None = None) -> None:
+        torch.set_float32_matmul_precision("highest")  # TF32 would cost three digits
+        self.config = config
+        on_gpu = torch.cuda.is_available()
+        device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
+        weights = load_weights(config, device, on_progress)
+        self.model = Model(config.model, weights, config.max_model_len)
+        self._info = EngineInfo(
+            backend="reference",
+            device=str(device),
+            dtype=config.dtype,
+            vocab_size=config.model.vocab_size,
+            max_model_len=config.max_model_len,
+            kv_cache_tokens=self._kv_budget(),
+            num_parameters=sum(w.numel() for w in weights.values()),
+        )
+        self._waiting: deque[EngineRequest] = deque()
+        self._running: dict[str, _Running] = {}
+        self._num_step_tokens = 0
+
+    @property
+    def info(self) -> EngineInfo:
+        return self._info
+
+    @property
+    def has_unfinished(self) -> bool:
+        return bool(self._waiting or self._running)
+
+    @property
+    def stats(self) -> EngineStats:
+        held = sum(run.kv.num_tokens for run in self._running.values())
+        return EngineStats(
+            num_running=len(self._running),
+            num_waiting=len(self._waiting),
+            kv_cache_usage=min(1.0, held / self._info.kv_cache_tokens),
+            num_step_tokens=self._num_step_tokens,
+        )
+
+    def add(self, request: EngineRequest) -> None:
+        waiting = any(other.request_id == request.request_id for other in self._waiting)
+        if waiting or request.request_id in self._running:
+            raise ValueError(f"request id {request.request_id!r} belongs to an unfinished request")
+        self._waiting.append(request)
+
+    def abort(self, request_id: str) -> None:
+        self._running.pop(request_id, None)
+        self._waiting = deque(request for request in self._waiting if request.request_id != request_id)
+
+    @torch.inference_mode()
+    def step(self) -> Sequence[EngineOutput]:
+        self._num_step_tokens = 0
+        self._admit()
+        outputs = [self._advance(run) for run in self._running.values()]
+        for output in outputs:
+            if output.finish_reason is not None:
+                del self._running[output.request_id]
+        return outputs
+
+    def close(self) -> None:
+        self._waiting.clear()
+        self._running.clear()
+        if hasattr(self, "model"):
+            del self.model
+            torch.cuda.empty_cache()  # does nothing where there is no GPU
+
+    def _admit(self) -> None:
+        """Let requests in, in order of arrival, while the whole of each fits beside those that run.
+
+        One that is alone runs in any case: if it does not fit after all, it fails alone.
+        """
+        reserved = sum(_reservation(run.request) for run in self._running.values())
+        while self._waiting:
+            reserved += _reservation(self._waiting[0])
+            if self._running and reserved > self._info.kv_cache_tokens:
+                return
+            request = self._waiting.popleft()
+            self._running[request.request_id] = _Running(request, self.model.new_cache())
+
+    def _advance(self, run: _Running) -> EngineOutput:
+        """One token further; whatever goes wrong ends this request and no other."""
+        try:
+            if run.kv.num_tokens == 0:
+                x, prompt_logprobs = self._prefill(run)
+            else:
+                x, prompt_logprobs = self._forward(run.output_ids[-1:], run.kv), None
+            if run.request.max_tokens == 0:
+                return _output(run, finish_reason="length", prompt_logprobs=prompt_logprobs)
+            logits = self.model.logits(x[-1:])[0]  # [V]
+            sampled = sample(logits, run.request, run.output_ids, self.config.logprobs_mode)
+        except SamplingError as error:
+            return _output(run, finish_reason="error", error=str(error))
+        except Exception as error:
+            logger.exception("request %s failed", run.request.request_id)
+            return _output(run, finish_reason="error", error=f"the engine failed on this request: {_name(error)}")
+        run.output_ids.append(sampled.token_id)
+        finish_reason, stop_token_id = self._finish(run)
+        return _output(run, sampled, finish_reason, stop_token_id, prompt_logprobs)
+
+    def _prefill(self, run: _Running) -> tuple[torch.Tensor, list[TokenLogprobs | None] | None]:
+        """Compute the prompt; returns the hidden state of its last token [1, D], and the reports asked for."""
+        ids, num_top = run.request.prompt_token_ids, run.request.sampling.prompt_logprobs
+        reports: list[TokenLogprobs | None] = [None]
+        for start in range(0, len(ids), PREFILL_TOKENS):
+            x = self._forward(ids[start : start + PREFILL_TOKENS], run.kv)  # [T, D]
+            if num_top is not None:
+                reports += self._prompt_logprobs(x, ids[start + 1 : start + 1 + len(x)], num_top)
+        return x[-1:], None if num_top is None else reports
+
+    def _prompt_logprobs(self, x: torch.Tensor, next_ids: list[int], num_top: int) -> list[TokenLogprobs]:
+        """Reports on the tokens that follow the hidden states ``x`` [T, D], always of the raw logits.
+
+        A few rows at a time, because the logits of a long prompt would need more memory than the model.
+        """
+        reports = []
+        rows = max(1, MAX_LOGITS // self.config.model.vocab_size)
+        for start in range(0, len(next_ids), rows):
+            chosen = next_ids[start : start + rows]
+            logits = self.model.logits(x[start : start + len(chosen)])  # [T, V]
+            check_logits(logits)
+            reports += [report(row, i, num_top) for row, i in zip(torch.log_softmax(logits, -1), chosen, strict=True)]
+        return reports
+
+    def _forward(self, ids: list[int], kv: KVCache) -> torch.Tensor:
+        self._num_step_tokens += len(ids)
+        return self.model.forward(torch.tensor(ids, device=self.model.device), kv)
+
+    def _finish(self, run: _Running) -> tuple[FinishReason | None, int | None]:
+        """Whether the latest token was the last, and the stop token that it may be."""
+        request, token_id = run.request, run.output_ids[-1]
+        if token_id in request.eos_token_ids:
+            return "stop", None
+        if token_id in request.sampling.stop_token_ids:
+            return "stop", token_id
+        num_tokens = len(request.prompt_token_ids) + len(run.output_ids)
+        if len(run.output_ids) >= request.max_tokens or num_tokens >= self.config.max_model_len:
+            return "length", None
+        return None, None
+
+    def _kv_budget(self) -> int:
+        """Tokens that all caches together may hold.
+
+        What fits into a share of the free memory, the rest being left for activations and for the copy that a
+        growing cache makes; no more than a fixed number of full-length requests, because admitting more would only
+        slow them all down.
+        """
+        most = MAX_FULL_REQUESTS * self.config.max_model_len
+        free = available_memory(self.model.device)
+        if free is None:
+            return most
+        return max(1, min(most, int(free * KV_MEMORY_SHARE) // bytes_per_token(self.config.model, self.model.dtype)))
+
+
+def _reservation(request: EngineRequest) -> int:
+    return len(request.prompt_token_ids) + request.max_tokens
+
+
+def _output(
+    run: _Running,
+    sampled: Sample | None = None,
+    finish_reason: FinishReason | None = None,
+    stop_token_id: int | None = None,
+    prompt_logprobs: list[TokenLogprobs | None] | None = None,
+    error: str | None = None,
+) -> EngineOutput:
+    return EngineOutput(
+        request_id=run.request.request_id,
+        new_token_ids=[] if sampled is None else [sampled.token_id],
+        logprobs=None if sampled is None or sampled.logprobs is None else [sampled.logprobs],
+        prompt_logprobs=prompt_logprobs,
+        finish_reason=finish_reason,
+        stop_token_id=stop_token_id,
+        error=error,
+        scheduled_time=run.scheduled_time,
+    )
+
+
+def _name(error: Exception) -> str:
+    return "out of memory" if isinstance(error, MemoryError | torch.OutOfMemoryError) else type(error).__name__
