@@ -11,13 +11,13 @@ from tandem.admission import MAX_CHOICES, Admission
 from tandem.config import EngineConfig, ResolvedModel
 from tandem.engine import EngineInfo
 from tandem.errors import ContextLengthError, RequestError
+from tandem.families import read_model_config
 from tandem.hub import ModelFiles
-from tandem.model_config import ModelConfig
 from tests.unit.test_detokenizer import BYTE_LEVEL
 
 RAW = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 300, "hidden_size": 8}
 RAW |= {"num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8, "rms_norm_eps": 1e-6}
-MODEL = ModelConfig.from_hf(RAW | {"max_position_embeddings": 64})
+MODEL = read_model_config(RAW | {"max_position_embeddings": 64})
 
 
 def gate(seed: int = 0, kv_cache_tokens: int = 1000, max_logprobs: int = 5) -> Admission:

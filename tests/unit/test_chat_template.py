@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import Any
 
@@ -106,10 +107,8 @@ def test_variables_cannot_replace_the_conversation(name: str) -> None:
 def test_a_hostile_template_is_cut_off_quickly(source: str) -> None:
     start = time.monotonic()
     text = ""
-    try:
+    with contextlib.suppress(RequestError):
         text = render(source)
-    except RequestError:
-        pass
     assert len(text) < 1000
     assert time.monotonic() - start < 7
 

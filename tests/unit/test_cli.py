@@ -26,11 +26,24 @@ def test_the_defaults_of_the_command_line_are_those_of_the_configuration(monkeyp
 
 
 def test_options_reach_the_field_of_their_name() -> None:
-    config = parse(
-        *("some/model --host ::1 --port 0 --api-key a b --api-key c --served-model-name x y").split(),
-        *("--max-model-len 8k --dtype half --seed 7 --root-path /p --shutdown-timeout 2.5").split(),
-        *('--hf-overrides {"rope_theta":1} --allowed-origins ["https://a"] --disable-frontend-multiprocessing').split(),
-    )
+    listening = [
+        "--host",
+        "::1",
+        "--port",
+        "0",
+        "--api-key",
+        "a",
+        "b",
+        "--api-key",
+        "c",
+        "--served-model-name",
+        "x",
+        "y",
+    ]
+    loading = ["some/model", "--max-model-len", "8k", "--dtype", "half", "--seed", "7"]
+    serving = ["--root-path", "/p", "--shutdown-timeout", "2.5", "--disable-frontend-multiprocessing"]
+    as_json = ["--hf-overrides", '{"rope_theta":1}', "--allowed-origins", '["https://a"]']
+    config = parse(*loading, *listening, *serving, *as_json)
     assert (config.host, config.port, config.api_keys) == ("::1", 0, ("a", "b", "c"))
     assert config.served_model_names == ("x", "y")
     assert (config.root_path, config.shutdown_timeout, config.in_process_engine) == ("/p", 2.5, True)
@@ -49,7 +62,9 @@ def test_keys_come_from_the_environment_unless_given(monkeypatch: pytest.MonkeyP
 
 def test_a_file_gives_options_and_the_command_line_wins(tmp_path: Path) -> None:
     file = tmp_path / "serve.yaml"
-    file.write_text("model: m\nport: 1234\nserved_model_name: [a, b]\nallow-credentials: true\nallowed-origins: [x]\n")
+    file.write_text(
+        "model: m\nport: 1234\nserved_model_name: [a, b]\nallow-credentials: true\nallowed-origins: [x]\n"
+    )
     config = parse("--config", str(file), "--port", "5")
     assert (config.model.model, config.port, config.allow_credentials) == ("m", 5, True)
     assert (config.served_model_names, config.allowed_origins) == (("a", "b"), ("x",))

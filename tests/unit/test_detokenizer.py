@@ -26,7 +26,9 @@ def byte_level() -> TandemTokenizer:
 def sentence_piece() -> TandemTokenizer:
     """SentencePiece's conventions: ▁ for a space, <0xHH> for bytes."""
     pieces = ["<unk>", *(f"<0x{b:02X}>" for b in range(256)), "▁", "▁the", "a", "é"]
-    fast = Tokenizer(models.BPE({piece: i for i, piece in enumerate(pieces)}, [], unk_token="<unk>", byte_fallback=True))
+    fast = Tokenizer(
+        models.BPE({piece: i for i, piece in enumerate(pieces)}, [], unk_token="<unk>", byte_fallback=True)
+    )
     fast.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     return TandemTokenizer(fast, {})
 

@@ -15,7 +15,10 @@ FILES = [file for package in PACKAGES for file in sorted((ROOT / package).rglob(
 ENGINE_SIDE = {"torch", "triton", "transformers", "safetensors", "numpy", "msgspec", "zmq", "tqdm"}
 ENGINE_MODULES = [
     *sorted((ROOT / "reference").rglob("*.py")),
-    *(ROOT / "tandem" / f"{name}.py" for name in ("engine", "errors", "sampling_params", "checkpoint", "model_config")),
+    *(
+        ROOT / "tandem" / f"{name}.py"
+        for name in ("engine", "errors", "sampling_params", "checkpoint", "model_config")
+    ),
     *(ROOT / "tandem" / f"{name}.py" for name in ("config", "hub", "registry", "transport", "worker")),
 ]
 
@@ -63,7 +66,9 @@ def test_engine_side_modules_need_no_web_stack(file: Path) -> None:
 
 def test_the_front_process_imports_neither_torch_nor_transformers() -> None:
     modules = "tandem.cli.main, tandem.client, tandem.generation, tandem.chat_template, server.run, server.app"
-    code = f"import {modules}, sys; print(sorted({{'torch', 'transformers', 'numpy', 'reference'}} & set(sys.modules)))"
+    code = (
+        f"import {modules}, sys; print(sorted({{'torch', 'transformers', 'numpy', 'reference'}} & set(sys.modules)))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "[]"
 

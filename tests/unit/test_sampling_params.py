@@ -21,7 +21,7 @@ NAN, INF = float("nan"), float("inf")
         ("top_p", [0.0, -0.5, 1.01, NAN]),
         ("top_k", [-2]),
         ("min_p", [-0.1, 1.1, NAN]),
-        ("repetition_penalty", [0.0, -1.0, NAN, INF]),
+        ("repetition_penalty", [0.0, -1.0, 0.009, 101.0, NAN, INF]),
         ("frequency_penalty", [-2.1, 2.1, NAN]),
         ("presence_penalty", [-2.1, 2.1, NAN]),
         ("max_tokens", [-1]),
@@ -43,6 +43,7 @@ def test_a_value_out_of_range_is_refused_by_name(param: str, bad: list[Any]) -> 
 
 def test_spellings_of_the_same_parameters_are_equal() -> None:
     assert SamplingParams(stop="x", top_k=-1) == SamplingParams(stop=["x"], top_k=0)
+    assert SamplingParams(temperature=1e-6) == SamplingParams(temperature=0)
     assert SamplingParams(seed=-1) == SamplingParams(seed=2**64 - 1)
 
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from tandem import SamplingParams
 from tandem.config import EngineConfig
 from tandem.engine import EngineInfo, EngineOutput, EngineRequest, EngineStats, TokenLogprobs
+from tandem.families import read_model_config
 from tandem.hub import ModelFiles
-from tandem.model_config import ModelConfig
 from tandem.transport import (
     AbortRequests,
     AddRequests,
@@ -47,14 +47,16 @@ INFO = EngineInfo(
 )
 
 
-@pytest.mark.parametrize("message", [AddRequests([REQUEST]), AbortRequests(["a"]), Shutdown()], ids=lambda m: m.__class__)
+@pytest.mark.parametrize(
+    "message", [AddRequests([REQUEST]), AbortRequests(["a"]), Shutdown()], ids=lambda m: m.__class__
+)
 def test_messages_to_the_engine_arrive_as_sent(message: ToEngine) -> None:
     assert decode_to_engine(encode(message)) == message
 
 
 @pytest.mark.parametrize(
     "message",
-    [Heartbeat(1.5), Loading(0.5), Ready(INFO), StepDone([OUTPUT], EngineStats(num_running=1)), Failed("x", True)],
+    [Heartbeat(1.5), Loading(0.5), Ready(INFO), StepDone([OUTPUT], EngineStats(num_running=1)), Failed("x")],
     ids=lambda m: m.__class__,
 )
 def test_messages_from_the_engine_arrive_as_sent(message: FromEngine) -> None:
@@ -64,7 +66,7 @@ def test_messages_from_the_engine_arrive_as_sent(message: FromEngine) -> None:
 def test_a_start_message_travels_over_a_pipe() -> None:
     raw = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 8, "hidden_size": 8}
     raw |= {"num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8, "rms_norm_eps": 1e-6}
-    model = ModelConfig.from_hf(raw | {"max_position_embeddings": 64})
+    model = read_model_config(raw | {"max_position_embeddings": 64})
     config = EngineConfig(files=ModelFiles(path="p"), model=model, backend="auto", dtype="float32", max_model_len=8)
     pipe, start = io.BytesIO(), Start(config, "ipc://a", "ipc://b")
     write_start(pipe, start)
