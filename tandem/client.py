@@ -234,6 +234,12 @@ class EngineClient:
         self._context.term()
         shutil.rmtree(self._directory, ignore_errors=True)
 
+    def kill(self) -> None:
+        """End the engine at once, without waiting for anything; nothing else may be called after it."""
+        if self._process is not None:
+            self._process.kill()
+        shutil.rmtree(self._directory, ignore_errors=True)
+
     def _join(self) -> None:
         if self._thread is not None:
             self._thread.join(CLOSE_SECONDS)
@@ -286,7 +292,7 @@ class EngineClient:
                 self._info = info
                 self._status = EngineStatus("ready", "the engine is stepping")
                 self._settled.set()
-            case Failed(text, _):
+            case Failed(text):
                 self._lose(EngineDeadError(text), "dead")
 
     def _dispatch(self, output: EngineOutput) -> None:

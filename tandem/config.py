@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from tandem.errors import CheckpointError, ConfigError
+from tandem.families import read_model_config
 from tandem.hub import ModelFiles, locate
 from tandem.model_config import ModelConfig
 
@@ -121,7 +122,7 @@ def resolve(options: ModelOptions) -> ResolvedModel:
     """
     files = locate(options.model, options.revision, options.download_dir)
     raw = _merge(files.read_json("config.json", required=True), options.hf_overrides)
-    model = ModelConfig.from_hf(raw)
+    model = read_model_config(raw)
     generation = _generation_config(files, options)
     tokenizer = files if options.tokenizer is None else locate(options.tokenizer, None, options.download_dir)
     eos = generation.get("eos_token_id", model.eos_token_ids)

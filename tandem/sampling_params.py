@@ -12,6 +12,7 @@ from tandem.errors import RequestError
 
 SEED_MODULUS = 1 << 64
 LOGIT_BIAS_LIMIT = 100.0
+GREEDY_BELOW = 1e-5  # dividing by less only finds the limits of float32
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -40,15 +41,18 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
        With temperature 0, steps 4's filters and the noise are skipped: plain argmax, the lowest id winning ties
        (``processed_logprobs`` are then those of step 3's logits).
 
+    The log-probabilities of the prompt are raw in both modes: nothing was drawn there. A token that ends the answer
+    both as end of sequence and as stop token counts as end of sequence.
+
     Philox is defined in Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011).
 
     Attributes:
         n: how many answers to the prompt, numbered from 0 (their choice index).
-        temperature: ≥ 0; 0 means greedy.
+        temperature: ≥ 0; 0 means greedy, and so does any value below 1e-5.
         top_p: in (0, 1]; 1 is off.
         top_k: 0 or -1 is off.
         min_p: in [0, 1]; 0 is off.
-        repetition_penalty: > 0; 1 is off.
+        repetition_penalty: in [0.01, 100]; 1 is off.
         frequency_penalty, presence_penalty: in [-2, 2]; 0 is off.
         seed: any integer, taken modulo 2**64; None draws a fresh one for each request.
         max_tokens: at most so many output tokens; None means as many as the context holds.
@@ -94,12 +98,13 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     def __post_init__(self) -> None:
         self._normalize()
         _check("n", self.n >= 1, self.n, "at least 1")
-        _check("temperature", _finite(self.temperature) and self.temperature >= 0, self.temperature, "at least 0")
+        finite = math.isfinite(self.temperature)
+        _check("temperature", finite and self.temperature >= 0, self.temperature, "at least 0 and finite")
         _check("top_p", 0 < self.top_p <= 1, self.top_p, "in (0, 1]")
         _check("top_k", self.top_k >= -1, self.top_k, "at least 1, or 0 or -1 to turn it off")
         _check("min_p", 0 <= self.min_p <= 1, self.min_p, "in [0, 1]")
         repetition = self.repetition_penalty
-        _check("repetition_penalty", _finite(repetition) and repetition > 0, repetition, "above 0")
+        _check("repetition_penalty", 0.01 <= repetition <= 100, repetition, "in [0.01, 100]")
         _check("frequency_penalty", -2 <= self.frequency_penalty <= 2, self.frequency_penalty, "in [-2, 2]")
         _check("presence_penalty", -2 <= self.presence_penalty <= 2, self.presence_penalty, "in [-2, 2]")
         _check("max_tokens", self.max_tokens is None or self.max_tokens >= 0, self.max_tokens, "at least 0")
@@ -126,12 +131,10 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
                 msgspec.structs.force_setattr(self, name, tuple(value))
         if self.top_k == -1:
             msgspec.structs.force_setattr(self, "top_k", 0)
+        if 0 < self.temperature < GREEDY_BELOW:
+            msgspec.structs.force_setattr(self, "temperature", 0.0)
         if self.seed is not None:
             msgspec.structs.force_setattr(self, "seed", self.seed % SEED_MODULUS)
-
-
-def _finite(value: float) -> bool:
-    return math.isfinite(value)
 
 
 def _check(param: str, ok: bool, value: Any, expected: str) -> None:

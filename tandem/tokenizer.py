@@ -77,7 +77,9 @@ class Tokenizer:
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids of ``text``; with the tokenizer's own frame, such as a leading BOS, if asked."""
-        return list(self._fast.encode(text, add_special_tokens=add_special_tokens).ids)
+        # unlike ``encode`` this lets other threads run meanwhile, and keeps no offsets
+        (encoding,) = self._fast.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        return list(encoding.ids)
 
     def decode(self, token_ids: list[int], skip_special_tokens: bool = False) -> str:
         """The text of a whole sequence, as the tokenizer's own decoder gives it."""

@@ -65,10 +65,9 @@ class StepDone(msgspec.Struct, frozen=True, tag="step"):
 
 
 class Failed(msgspec.Struct, frozen=True, tag="failed"):
-    """The engine cannot be built, or its loop has broken; the last message. If ``expected``, the user can mend it."""
+    """The engine cannot be built, or its loop has broken; the last message."""
 
     message: str
-    expected: bool
 
 
 ToEngine = AddRequests | AbortRequests | Shutdown

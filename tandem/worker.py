@@ -61,10 +61,10 @@ class EngineLoop:
         try:
             self._serve()
         except TandemError as error:
-            self._send(Failed(str(error), expected=True))
+            self._send(Failed(str(error)))
         except Exception as error:
             traceback.print_exc()
-            self._send(Failed(f"{type(error).__name__}: {error}".splitlines()[0], expected=False))
+            self._send(Failed(f"{type(error).__name__}: {error}".splitlines()[0]))
         finally:
             self._ended.set()
             heart.join()
@@ -153,7 +153,8 @@ def _exit_with_parent(pipe: Any) -> None:
 
 def main() -> None:
     """Entry point of the engine's process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the front decides what it means
+    for number in (signal.SIGINT, signal.SIGTERM):  # may reach the whole group; the front decides what they mean
+        signal.signal(number, signal.SIG_IGN)
     pipe = sys.stdin.buffer
     start = read_start(pipe)
     threading.Thread(target=_exit_with_parent, args=(pipe,), name="parent-watch", daemon=True).start()

@@ -75,7 +75,9 @@ def test_a_thread_and_a_process_serve_the_same(model: ResolvedModel) -> None:
 
     by_thread, by_process = asyncio.run(answers(True)), asyncio.run(answers(False))
     for thread, process in zip(by_thread, by_process, strict=True):
-        assert [(d.text, d.token_ids, d.logprobs) for d in thread] == [(d.text, d.token_ids, d.logprobs) for d in process]
+        assert [(d.text, d.token_ids, d.logprobs) for d in thread] == [
+            (d.text, d.token_ids, d.logprobs) for d in process
+        ]
         assert thread[-1].finish_reason == process[-1].finish_reason is not None
     assert by_thread[0][0].prompt_logprobs is not None
     assert by_thread[1][0].prompt_logprobs is None, "the choices share one prompt"
@@ -252,5 +254,3 @@ def test_closing_ends_the_process_and_is_idempotent(model: ResolvedModel) -> Non
 def _pid(client: EngineClient) -> int:
     assert client.process_id is not None
     return client.process_id
-
-

@@ -56,7 +56,9 @@ def test_logprobs_are_reported_for_answer_and_prompt(llm: LLM) -> None:
     assert output.cumulative_logprob == sum(max(entry.values()) for entry in output.logprobs)
     assert result.prompt_logprobs[0] is None
     assert len(result.prompt_logprobs) == len(result.prompt_token_ids)
-    assert all(token in entry for token, entry in zip(result.prompt_token_ids[1:], result.prompt_logprobs[1:], strict=True))
+    assert all(
+        token in entry for token, entry in zip(result.prompt_token_ids[1:], result.prompt_logprobs[1:], strict=True)
+    )
 
 
 def test_a_conversation_is_the_prompt_its_template_makes(llm: LLM) -> None:
