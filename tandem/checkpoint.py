@@ -28,6 +28,7 @@ READABLE_DTYPES = ("F64", "F32", "F16", "BF16")
 PICKLED_PATTERNS = ("pytorch_model*.bin", "*.pt", "*.pth")
 DUMMY_STD = 0.02
 GIB = 1 << 30
+CGROUP = Path("/sys/fs/cgroup")
 
 OnProgress = Callable[[float], None]
 
@@ -87,10 +88,23 @@ def available_memory(device: torch.device) -> int | None:
     """Bytes that can be allocated on ``device`` now; None where the system does not say."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
+    limits = [limit for limit in (_free_in_machine(), _free_in_container()) if limit is not None]
+    return min(limits, default=None)
+
+
+def _free_in_machine() -> int | None:
     with contextlib.suppress(OSError, ValueError):
         for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) * 1024
+    return None
+
+
+def _free_in_container() -> int | None:
+    """What the limit of this cgroup (version 2) leaves; None where there is no limit."""
+    with contextlib.suppress(OSError, ValueError):
+        limit, used = (int((CGROUP / f"memory.{name}").read_text(encoding="ascii")) for name in ("max", "current"))
+        return max(0, limit - used)
     return None
 
 

@@ -229,3 +229,14 @@ def test_nothing_unpickles(source: Path) -> None:
     called = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
     assert not imported & {"pickle", "marshal", "shelve", "dill"}
     assert not called & {"torch.load", "eval", "exec"}
+
+
+def test_a_containers_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tandem.checkpoint, "CGROUP", tmp_path)
+    device = torch.device("cpu")
+    unlimited = available_memory(device)
+    (tmp_path / "memory.current").write_text("1000\n")
+    (tmp_path / "memory.max").write_text("max\n")
+    assert available_memory(device) == pytest.approx(unlimited, rel=0.2)
+    (tmp_path / "memory.max").write_text("5000\n")
+    assert available_memory(device) == 4000

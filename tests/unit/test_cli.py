@@ -26,20 +26,8 @@ def test_the_defaults_of_the_command_line_are_those_of_the_configuration(monkeyp
 
 
 def test_options_reach_the_field_of_their_name() -> None:
-    listening = [
-        "--host",
-        "::1",
-        "--port",
-        "0",
-        "--api-key",
-        "a",
-        "b",
-        "--api-key",
-        "c",
-        "--served-model-name",
-        "x",
-        "y",
-    ]
+    listening = ["--host", "::1", "--port", "0", "--api-key", "a", "b", "--api-key", "c"]
+    listening += ["--served-model-name", "x", "y"]
     loading = ["some/model", "--max-model-len", "8k", "--dtype", "half", "--seed", "7"]
     serving = ["--root-path", "/p", "--shutdown-timeout", "2.5", "--disable-frontend-multiprocessing"]
     as_json = ["--hf-overrides", '{"rope_theta":1}', "--allowed-origins", '["https://a"]']
