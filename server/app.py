@@ -1,0 +1,54 @@
+"""The web application, assembled in one place."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
+
+from server.errors import install_handlers
+from server.middleware import REQUEST_ID, Gate, Observe, RequestId
+from server.openapi import install_openapi
+from server.routes import chat, completions, models, operations, tokens
+from server.state import ServerState
+from tandem import __version__
+
+ROUTERS = (chat.router, completions.router, tokens.router, models.router, operations.router)
+
+
+def create_app(state: ServerState) -> FastAPI:
+    """Put routes, errors and middleware together around ``state``, which may still be loading its model.
+
+    Whoever builds the state starts its engine (``server.loading``) and closes it; the application has no life cycle
+    of its own.
+    """
+    config = state.config
+    has_docs = not config.disable_fastapi_docs
+    app = FastAPI(
+        title="Tandem",
+        version=__version__,
+        root_path=config.root_path,
+        docs_url="/docs" if has_docs else None,
+        redoc_url=None,
+        openapi_url="/openapi.json" if has_docs else None,
+        redirect_slashes=False,
+    )
+    app.state.tandem = state
+    for router in ROUTERS:
+        app.include_router(router)
+    install_handlers(app)
+    install_openapi(app)
+
+    # each one added goes around those before it
+    app.add_middleware(Gate, state=state)
+    app.add_middleware(
+        CORSMiddleware,
+        allow_origins=config.allowed_origins,
+        allow_methods=config.allowed_methods,
+        allow_headers=config.allowed_headers,
+        allow_credentials=config.allow_credentials,
+        expose_headers=(REQUEST_ID, "x-tandem-ignored-fields", "retry-after"),
+    )
+    app.add_middleware(Observe, state=state)
+    if config.enable_request_id_headers:
+        app.add_middleware(RequestId)
+    return app

@@ -1,0 +1,99 @@
+"""From options to a model that can answer: the engine's process loads weights while the tokenizer is read here."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import TypeVar, cast
+
+from server.state import LoadedModel, ServerState
+from server.vocabulary import Vocabulary
+from tandem import __version__
+from tandem.chat_template import ChatTemplate, load_chat_template
+from tandem.client import EngineClient
+from tandem.config import ResolvedModel, resolve
+from tandem.generation import Generator
+from tandem.tokenizer import Tokenizer
+
+logger = logging.getLogger("tandem")
+T = TypeVar("T")
+
+
+async def start_engine(state: ServerState) -> ResolvedModel:
+    """Read the model's configuration and start its engine; returns long before the weights are loaded.
+
+    Raises:
+        ConfigError, CheckpointError: the model cannot be served.
+    """
+    logger.info("Loading model %s", state.names[0])
+    resolved = await _in_daemon(lambda: resolve(state.config.model))
+    in_process, on_step = state.config.in_process_engine, state.metrics.on_step
+    client = EngineClient(resolved.engine, in_process=in_process, on_step=on_step)
+    await client.start()
+    state.client = client
+    return resolved
+
+
+async def load_model(state: ServerState, resolved: ResolvedModel) -> None:
+    """Read the tokenizer and wait for the engine; then ``state.model`` is set.
+
+    Raises:
+        ConfigError, CheckpointError: the tokenizer or the template is unusable.
+        EngineDeadError: the engine could not be built.
+    """
+    assert state.client is not None
+    began = time.monotonic()
+    ready = asyncio.ensure_future(state.client.wait_ready())
+    try:
+        tokenizer, template = await _in_daemon(lambda: _read_text(resolved, state.config.chat_template))
+        info = await ready
+    finally:
+        ready.cancel()
+    state.model = LoadedModel(
+        resolved=resolved,
+        info=info,
+        tokenizer=tokenizer,
+        template=template,
+        generator=Generator(state.client, tokenizer, resolved),
+        vocabulary=Vocabulary(tokenizer),
+        fingerprint=f"tandem-{__version__}-{info.backend}",
+    )
+    logger.info(
+        "Model loaded in %.1f s: %s engine on %s, %s, context of %d tokens",
+        time.monotonic() - began, info.backend, info.device, info.dtype, state.model.context,
+    )  # fmt: skip
+
+
+async def _in_daemon(work: Callable[[], T]) -> T:
+    """Do slow work, such as downloads, in a thread that does not keep an ending process alive."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[T] = loop.create_future()
+
+    def settle(result: T | None, error: BaseException | None) -> None:
+        if done.cancelled():
+            return
+        if error is not None:
+            done.set_exception(error)
+        else:
+            done.set_result(cast(T, result))
+
+    def run() -> None:
+        result, error = None, None
+        try:
+            result = work()
+        except BaseException as raised:
+            error = raised
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(settle, result, error)
+
+    threading.Thread(target=run, name="loading", daemon=True).start()
+    return await done
+
+
+def _read_text(resolved: ResolvedModel, option: str | None) -> tuple[Tokenizer, ChatTemplate | None]:
+    tokenizer = Tokenizer.from_directory(resolved.tokenizer_path)
+    return tokenizer, load_chat_template(option, tokenizer.chat_template, tokenizer.special_tokens)

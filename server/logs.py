@@ -1,0 +1,46 @@
+"""Logging: one line an event on standard error, in uvicorn's form; and requests, where asked for. Never keys."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import msgspec
+
+from server.config import ServerConfig
+from server.prompts import Prompt
+from server.state import ServerState
+from tandem.sampling_params import SamplingParams
+
+logger = logging.getLogger("tandem")
+
+
+class _Formatter(logging.Formatter):
+    """``INFO:     text``, as uvicorn writes it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return f"{record.levelname + ':':<9} {super().format(record)}"
+
+
+def configure_logging(config: ServerConfig) -> None:
+    """Set up the loggers of this process."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Formatter())
+    level = "DEBUG" if config.uvicorn_log_level == "trace" else config.uvicorn_log_level.upper()
+    for name, threshold in (("tandem", "INFO"), ("uvicorn", level)):
+        log = logging.getLogger(name)
+        log.handlers = [handler]
+        log.setLevel(threshold)
+        log.propagate = False
+
+
+def log_request(state: ServerState, request_id: str, prompts: Sequence[Prompt], sampling: SamplingParams) -> None:
+    """One line with the parameters and the cut prompts of a request, if the server is told to."""
+    if not state.config.enable_log_requests:
+        return
+    cut = state.config.max_log_len
+    for prompt in prompts:
+        shown = state.model.tokenizer.decode(prompt.token_ids[:cut]) if state.model else ""
+        params = msgspec.json.encode(sampling).decode()
+        count = len(prompt.token_ids)
+        logger.info("Received request %s: %d tokens: %r, params: %s", request_id, count, shown[:cut], params)

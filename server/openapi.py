@@ -1,0 +1,71 @@
+"""The description of the API at ``/openapi.json``: bodies are parsed by msgspec, so their schemas come from there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from server.schemas.chat import ChatRequest
+from server.schemas.completions import CompletionRequest
+from server.schemas.tokens import DetokenizeRequest, TokenizeRequest
+from tandem import __version__
+
+BODIES = (ChatRequest, CompletionRequest, TokenizeRequest, DetokenizeRequest)
+_REFERENCE = "#/components/schemas/{name}"
+_ERROR = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code"],
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": "string"},
+                "param": {"type": ["string", "null"]},
+                "code": {"type": ["string", "null"]},
+            },
+        }
+    },
+}
+
+
+def describe(body: type, summary: str) -> dict[str, Any]:
+    """Arguments of a route whose body is the struct ``body``."""
+    schema = {"$ref": _REFERENCE.format(name=body.__name__)}
+    error = {"content": {"application/json": {"schema": {"$ref": _REFERENCE.format(name="Error")}}}}
+    request = {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+    return {
+        "summary": summary,
+        "openapi_extra": request,
+        "responses": {400: {"description": "The request is refused; `param` names the field.", **error}},
+    }
+
+
+def install_openapi(app: FastAPI) -> None:
+    """Make ``app.openapi`` include the bodies."""
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            app.openapi_schema = _build(app)
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _build(app: FastAPI) -> dict[str, Any]:
+    schema = get_openapi(
+        title=app.title,
+        version=__version__,
+        routes=app.routes,
+        description="An OpenAI-compatible API. `null` means *not given* in every field of a request.",
+    )
+    _, components = msgspec.json.schema_components(BODIES, ref_template=_REFERENCE)
+    schemas = schema.setdefault("components", {}).setdefault("schemas", {})
+    schemas.update(components, Error=_ERROR)
+    schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    schema["security"] = [{"key": []}]
+    return schema

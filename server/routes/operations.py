@@ -1,0 +1,69 @@
+"""What balancers, dashboards and people ask of a server: health, version, load, metrics."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from starlette.requests import Request
+from starlette.responses import Response
+
+from server.body import state_of
+from server.state import ServerState
+from server.streaming import encode_json
+from tandem import __version__
+from tandem.engine import EngineStats
+
+router = APIRouter(tags=["operations"])
+
+
+@router.get("/health", summary="200 while requests are answered, else 503 with the reason.")
+async def health(request: Request) -> Response:
+    """Liveness and readiness in one."""
+    return _health(state_of(request))
+
+
+@router.get("/ping", summary="The same as /health.")
+async def ping(request: Request) -> Response:
+    """For platforms that expect this name."""
+    return _health(state_of(request))
+
+
+@router.post("/ping", summary="The same as /health.")
+async def ping_post(request: Request) -> Response:
+    """For platforms that expect this name and method."""
+    return _health(state_of(request))
+
+
+@router.get("/version", summary="The server's version.")
+async def version() -> Response:
+    """Answers ``{"version"}``."""
+    return Response(encode_json({"version": __version__}), media_type="application/json")
+
+
+@router.get("/load", summary="How much the server has to do now.")
+async def load(request: Request) -> Response:
+    """``server_load`` counts other HTTP requests; the rest counts what the engine works on, and what waits for it."""
+    state = state_of(request)
+    stats = state.client.stats if state.client else EngineStats()
+    answer = {
+        "server_load": state.num_requests - 1,
+        "num_requests_running": stats.num_running,
+        "num_requests_waiting": stats.num_waiting,
+        "num_requests_unfinished": state.client.num_unfinished if state.client else 0,
+    }
+    return Response(encode_json(answer), media_type="application/json")
+
+
+@router.get("/metrics", summary="Prometheus metrics.")
+async def metrics(request: Request) -> Response:
+    """In the text format."""
+    text = generate_latest(state_of(request).metrics.registry)
+    return Response(text, headers={"content-type": CONTENT_TYPE_LATEST})
+
+
+def _health(state: ServerState) -> Response:
+    health = state.health
+    if health.state == "healthy":
+        return Response(encode_json({"status": "healthy"}), media_type="application/json")
+    body = encode_json({"status": health.state, "detail": health.detail})
+    return Response(body, 503, media_type="application/json")

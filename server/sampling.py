@@ -1,0 +1,55 @@
+"""Request fields to sampling parameters: the request's value, else the model's recommendation, else neutral."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from server.schemas.chat import ChatRequest
+from server.schemas.common import GenerationRequest
+from server.schemas.completions import CompletionRequest
+from server.state import LoadedModel
+from tandem.errors import RequestError
+from tandem.sampling_params import SamplingParams
+
+COMPLETION_MAX_TOKENS = 16
+SMALLEST_TOP_P = 1e-9  # OpenAI's API allows 0, which keeps the most likely token, as this does
+_SAME_NAME = (
+    "n", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "frequency_penalty", "presence_penalty",
+    "logit_bias", "allowed_token_ids", "bad_words", "seed", "min_tokens", "stop", "stop_token_ids",
+    "include_stop_str_in_output", "ignore_eos", "prompt_logprobs", "skip_special_tokens",
+    "spaces_between_special_tokens",
+)  # fmt: skip
+
+
+def completion_sampling(request: CompletionRequest, model: LoadedModel) -> SamplingParams:
+    """Raise ``RequestError`` where a value is out of range."""
+    fields = _common(request, model)
+    fields["max_tokens"] = COMPLETION_MAX_TOKENS if request.max_tokens is None else request.max_tokens
+    fields["logprobs"] = _bounded(model, "logprobs", request.logprobs)
+    if request.echo and request.logprobs is not None:
+        fields["prompt_logprobs"] = max(request.logprobs, request.prompt_logprobs or 0)
+    return SamplingParams(**fields)
+
+
+def chat_sampling(request: ChatRequest, model: LoadedModel) -> SamplingParams:
+    """Raise ``RequestError`` where a value is out of range."""
+    fields = _common(request, model)
+    fields["max_tokens"] = request.output_limit[1]
+    if request.logprobs:
+        fields["logprobs"] = _bounded(model, "top_logprobs", request.top_logprobs or 0)
+    return SamplingParams(**fields)
+
+
+def _common(request: GenerationRequest, model: LoadedModel) -> dict[str, Any]:
+    fields = dict(model.resolved.default_sampling)
+    fields |= {name: value for name in _SAME_NAME if (value := getattr(request, name)) is not None}
+    if fields.get("top_p") == 0:
+        fields["top_p"] = SMALLEST_TOP_P
+    _bounded(model, "prompt_logprobs", request.prompt_logprobs)
+    return fields
+
+
+def _bounded(model: LoadedModel, param: str, count: int | None) -> int | None:
+    if count is not None and count > model.max_logprobs:
+        raise RequestError(f"{param} must be at most {model.max_logprobs}, got {count}", param)
+    return count

@@ -1,0 +1,1 @@
+"""Request bodies as msgspec structs: one file per API family, and how bytes become them."""

@@ -1,0 +1,105 @@
+"""Body of ``POST /v1/chat/completions``, and the messages that ``/tokenize`` takes too."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from server.schemas.common import INT31, Count, GenerationRequest, Name
+from tandem.errors import RequestError
+
+Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
+OutputLimit = Annotated[int, Meta(ge=1, le=INT31)]
+TemplateText = Annotated[str, Meta(max_length=2**17)]
+Variables = Annotated[dict[Name, Any], Meta(max_length=64)]
+Documents = Annotated[list[dict[str, Any]], Meta(max_length=1024)]
+
+
+class FunctionCall(msgspec.Struct, kw_only=True, frozen=True):
+    """A call that the model asked for: a name, and a JSON object in a string."""
+
+    name: Name
+    arguments: str | dict[str, Any] = "{}"
+
+
+class ToolCall(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
+    """One entry of an assistant message's ``tool_calls``."""
+
+    function: FunctionCall
+    id: Name | None = None
+    type: Literal["function"] = "function"
+
+    def __post_init__(self) -> None:
+        # written out although it is the default: templates look at it
+        msgspec.structs.force_setattr(self, "type", "function")
+
+
+class ContentPart(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
+    """One part of a message's content; parts other than text are refused later, by name."""
+
+    type: Annotated[str, Meta(max_length=64)]
+    text: str | None = None
+    refusal: str | None = None
+
+
+class Message(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
+    """One message of a conversation, of any role."""
+
+    role: Role
+    content: str | list[ContentPart] | None = None
+    name: Name | None = None
+    refusal: str | None = None
+    tool_calls: Annotated[list[ToolCall], Meta(max_length=1024)] | None = None
+    tool_call_id: Name | None = None
+    reasoning_content: str | None = None
+
+
+Messages = Annotated[list[Message], Meta(min_length=1, max_length=2**16)]
+
+
+class ChatRequest(GenerationRequest, kw_only=True, frozen=True):
+    """A conversation to answer. Messages of role ``tool`` and assistant messages with ``tool_calls`` are rendered."""
+
+    messages: Messages
+    max_tokens: OutputLimit | None = None
+    max_completion_tokens: OutputLimit | None = None
+    logprobs: bool | None = None
+    top_logprobs: Count | None = None
+    parallel_tool_calls: bool | None = None
+    include_reasoning: bool | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    documents: Documents | None = None
+    chat_template: TemplateText | None = None
+    chat_template_kwargs: Variables | None = None
+
+    def check(self) -> None:
+        """Raise ``RequestError`` where fields contradict each other."""
+        check_messages(self.messages)
+        if self.top_logprobs is not None and not self.logprobs:
+            raise RequestError("top_logprobs needs logprobs to be true", "top_logprobs")
+        self.check_stream()
+
+    @property
+    def output_limit(self) -> tuple[str, int | None]:
+        """The field that limits the answer, and its value; ``max_completion_tokens`` wins."""
+        if self.max_completion_tokens is not None:
+            return "max_completion_tokens", self.max_completion_tokens
+        return "max_tokens", self.max_tokens
+
+
+def check_messages(messages: Sequence[Message]) -> None:
+    """Raise ``RequestError`` for a message without the content that its role needs."""
+    for i, message in enumerate(messages):
+        may_be_empty = message.role == "assistant" and (message.tool_calls or message.refusal is not None)
+        if message.content is None and not may_be_empty:
+            raise RequestError(
+                f"messages[{i}].content is missing", f"messages[{i}].content", "missing_required_parameter"
+            )
+        if message.tool_calls and message.role != "assistant":
+            raise RequestError(
+                f"messages[{i}].tool_calls belongs to messages of the assistant", f"messages[{i}].tool_calls"
+            )

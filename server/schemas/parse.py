@@ -1,0 +1,74 @@
+"""Bytes to request structs, with errors that name the field."""
+
+from __future__ import annotations
+
+import re
+from typing import Generic, Protocol, TypeVar
+
+import msgspec
+
+from server.schemas.unsupported import UNSUPPORTED, refuse_unsupported
+from tandem.errors import RequestError
+
+
+class Checked(Protocol):
+    """A struct that knows which of its fields contradict each other."""
+
+    def check(self) -> None:
+        """Raise ``RequestError`` if any do."""
+
+
+T = TypeVar("T", bound=Checked)
+
+_PATH = re.compile(r"(?P<what>.*?)(?: - at (?:`key` in )?`\$\.?(?P<path>.*)`)?", re.DOTALL)
+_MISSING = re.compile(r"Object missing required field `(\w+)`")
+_decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+
+
+class BodyParser(Generic[T]):
+    """Parses the bodies of one route.
+
+    Args:
+        struct: the type of a valid body.
+        refuses: whether fields of ``UNSUPPORTED`` are refused; else they are unknown like any other.
+    """
+
+    def __init__(self, struct: type[T], refuses: bool = True) -> None:
+        self.struct = struct
+        self._decode = msgspec.json.Decoder(struct).decode
+        self._known = frozenset(struct.__struct_fields__)  # type: ignore[attr-defined]
+        self._refused = frozenset(UNSUPPORTED) - self._known if refuses else frozenset()
+
+    def parse(self, body: bytes) -> tuple[T, list[str]]:
+        """The request, and the names of fields that mean nothing here.
+
+        Raises:
+            RequestError: not JSON, not of the right shape, or asking for something that cannot be honoured.
+        """
+        try:
+            fields = _decode_fields(body)
+            for name in self._refused & fields.keys():
+                refuse_unsupported(name, fields[name])
+            request = self._decode(body)
+        except msgspec.ValidationError as error:
+            raise _explain(str(error)) from error
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise RequestError(f"the body is not valid JSON: {error}", None, "invalid_json") from error
+        except RecursionError as error:
+            raise RequestError("the body is nested too deeply", None, "invalid_json") from error
+        request.check()
+        return request, [name for name in fields if name not in self._known and name not in self._refused]
+
+
+def _explain(text: str) -> RequestError:
+    """Turn msgspec's account, such as ``Expected `str`, got `int` - at `$.messages[0].role```, into ours."""
+    match = _PATH.fullmatch(text)
+    what, path = (match["what"], match["path"] or "") if match else (text, "")
+    path = path.replace("[...]", "")
+    if missing := _MISSING.match(what):
+        param = f"{path}.{missing[1]}" if path else missing[1]
+        return RequestError(f"{param} is required", param, "missing_required_parameter")
+    plain = what.replace("`", "")
+    is_type = plain.startswith("Expected ") and ", got " in plain
+    message = f"{path or 'the body'}: {plain[:1].lower()}{plain[1:]}"
+    return RequestError(message, path or None, "invalid_type" if is_type else "invalid_value")

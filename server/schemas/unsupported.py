@@ -1,0 +1,60 @@
+"""Parameters that clients know and this server cannot honour yet.
+
+Set to a neutral value they are accepted, because leaving them out would mean the same; otherwise the request gets 400
+naming them: silence would be a wrong answer.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from tandem.errors import RequestError
+
+_TOOLS = "tool calling is not available yet"
+_STRUCTURED = "structured output is not available yet"
+_ANY: tuple[Any, ...] = ()
+
+# name -> why not, and the values (besides null) that change nothing
+UNSUPPORTED: dict[str, tuple[str, tuple[Any, ...]]] = {
+    "tools": (_TOOLS, ([],)),
+    "functions": (_TOOLS, ([],)),
+    "tool_choice": (_TOOLS, ("none", "auto")),
+    "function_call": (_TOOLS, ("none", "auto")),
+    "response_format": (_STRUCTURED, ({"type": "text"},)),
+    "structured_outputs": (_STRUCTURED, ({},)),
+    "guided_json": (_STRUCTURED, _ANY),
+    "guided_regex": (_STRUCTURED, _ANY),
+    "guided_choice": (_STRUCTURED, _ANY),
+    "guided_grammar": (_STRUCTURED, _ANY),
+    "guided_decoding_backend": (_STRUCTURED, _ANY),
+    "guided_whitespace_pattern": (_STRUCTURED, _ANY),
+    "use_beam_search": ("beam search is not available yet", (False,)),
+    "length_penalty": ("it belongs to beam search, which is not available yet", (1,)),
+    "early_stopping": ("it belongs to beam search, which is not available yet", (False,)),
+    "thinking_token_budget": ("reasoning is not told apart yet", _ANY),
+    "reasoning_effort": ("reasoning is not told apart yet", ("none",)),
+    "suffix": ("no model served here fills gaps", ("",)),
+    "modalities": ("only text can be generated", (["text"],)),
+    "audio": ("only text can be generated", _ANY),
+    "mm_processor_kwargs": ("only text can be read", ({},)),
+    "media_io_kwargs": ("only text can be read", ({},)),
+    "prediction": ("predicted outputs are not available", _ANY),
+    "web_search_options": ("there is no web search", _ANY),
+    "moderation": ("there is no moderation", _ANY),
+    "verbosity": ("the model has no such setting", ("medium",)),
+    "logits_processors": ("requests may not bring code", ([],)),
+    "kv_transfer_params": ("transfer of KV caches is not available yet", ({},)),
+    "vllm_xargs": ("there are no such arguments", ({},)),
+}
+
+
+def refuse_unsupported(name: str, raw: msgspec.Raw) -> None:
+    """Raise ``RequestError`` if ``name`` is set to a value that would change the answer."""
+    why, neutral = UNSUPPORTED[name]
+    if len(raw) < 64:
+        value = msgspec.json.decode(raw)
+        if value is None or value in neutral:
+            return
+    raise RequestError(f"{name} is not supported: {why}", name, "unsupported_parameter")

@@ -1,0 +1,134 @@
+"""What the routes share: the configuration, the engine's client, the loaded model, and how healthy all of it is."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Literal, ParamSpec, TypeVar
+
+from server.config import ServerConfig
+from server.metrics import Metrics
+from server.vocabulary import Vocabulary
+from tandem.chat_template import ChatTemplate
+from tandem.client import EngineClient
+from tandem.config import ResolvedModel
+from tandem.engine import EngineInfo, EngineStats
+from tandem.errors import EngineDeadError, EngineLoadingError, EngineStalledError
+from tandem.generation import Generator
+from tandem.hub import served_name
+from tandem.tokenizer import Tokenizer
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+TEXT_THREADS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """All that belongs to a model that can answer.
+
+    Attributes:
+        template: None if the model has no chat template.
+        fingerprint: ``system_fingerprint`` of answers.
+    """
+
+    resolved: ResolvedModel
+    info: EngineInfo
+    tokenizer: Tokenizer
+    template: ChatTemplate | None
+    generator: Generator
+    vocabulary: Vocabulary
+    fingerprint: str
+
+    @property
+    def max_logprobs(self) -> int:
+        """How many log-probabilities a request may ask for."""
+        limit = self.resolved.max_logprobs
+        return self.info.vocab_size if limit == -1 else limit
+
+    @property
+    def context(self) -> int:
+        """Tokens of a prompt and its answer at most."""
+        return min(self.info.max_model_len, self.info.kv_cache_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """``state`` is ``healthy`` only while requests are answered; ``detail`` is one line for the user."""
+
+    state: Literal["healthy", "loading", "stalled", "dead", "draining"]
+    detail: str
+
+
+class ServerState:
+    """Belongs to one application and one event loop.
+
+    Attributes:
+        created: Unix time of the start; when the models came to be, as far as clients are concerned.
+        client: None until the engine's process has been started.
+        model: None until the model can answer.
+        draining: no new requests are taken.
+        num_requests: requests being answered now, those for health and metrics left out.
+        metrics: of this application alone.
+    """
+
+    def __init__(self, config: ServerConfig) -> None:
+        self.config = config
+        self.names: tuple[str, ...] = config.served_model_names or (served_name(config.model.model),)
+        self.created = int(time.time())
+        self.client: EngineClient | None = None
+        self.model: LoadedModel | None = None
+        self.draining = False
+        self.num_requests = 0
+        self.metrics = Metrics(self.names[0], self._engine_view)
+        self._text_threads = ThreadPoolExecutor(TEXT_THREADS, thread_name_prefix="text")
+
+    @property
+    def health(self) -> Health:
+        """How the server is now."""
+        if self.draining:
+            return Health("draining", "the server is shutting down")
+        if self.client is None:
+            return Health("loading", "the model's configuration is being read")
+        status = self.client.status
+        if status.state != "ready":
+            return Health(status.state, status.detail)
+        if self.model is None:
+            return Health("loading", "the tokenizer is being loaded")
+        return Health("healthy", status.detail)
+
+    def require_model(self) -> LoadedModel:
+        """The model, if it can answer now.
+
+        Raises:
+            EngineLoadingError, EngineStalledError, EngineDeadError: it cannot.
+        """
+        health = self.health
+        match health.state:
+            case "loading":
+                raise EngineLoadingError(health.detail)
+            case "stalled":
+                raise EngineStalledError(health.detail)
+            case "dead":
+                raise EngineDeadError(health.detail)
+        if self.model is None:  # draining before it was loaded
+            raise EngineDeadError(health.detail)
+        return self.model
+
+    async def in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Do long work on text beside the event loop."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._text_threads, lambda: work(*args, **kwargs))
+
+    def _engine_view(self) -> tuple[EngineStats, EngineInfo | None] | None:
+        if self.client is None:
+            return None
+        return self.client.stats, self.model.info if self.model else None
+
+    def close(self) -> None:
+        """Let the threads end; idempotent."""
+        self._text_threads.shutdown(wait=False, cancel_futures=True)
