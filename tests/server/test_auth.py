@@ -1,0 +1,93 @@
+"""Keys: every route, every spelling of a path, every way to send a key."""
+
+from __future__ import annotations
+
+import httpx
+import pytest
+
+from server.app import create_app
+from server.config import ServerConfig
+from server.middleware import OPEN_PATHS
+from server.state import ServerState
+from tests.server.process import ServerProcess, raw
+
+OPEN = {"/health", "/ping", "/version", "/metrics"}
+
+
+def routes() -> list[tuple[str, str]]:
+    """Method and path of everything that answers, read off the application."""
+    schema = create_app(ServerState(ServerConfig())).openapi()
+    found = [(method.upper(), path) for path, methods in schema["paths"].items() for method in methods]
+    return [*found, ("GET", "/docs"), ("GET", "/openapi.json"), ("GET", "/nowhere"), ("OPTIONS", "/v1/models")]
+
+
+@pytest.mark.parametrize(("method", "path"), routes())
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"authorization": "Bearer wrong"},
+        {"authorization": "Bearer"},
+        {"authorization": "first-key"},
+        {"authorization": "Basic first-key"},
+        {"x-api-key": "first-keyx"},
+        {"x-api-key": ""},
+        {"authorization": "Bearer first-key,second-key"},
+        {"host": "localhost/health", "authorization": "Bearer no"},
+        {"x-forwarded-prefix": "/health", "x-original-url": "/health"},
+        {"x-http-method-override": "GET", "cookie": "api_key=first-key"},
+    ],
+    ids=str,
+)
+def test_without_a_key(guarded: ServerProcess, method: str, path: str, headers: dict[str, str]) -> None:
+    answer = httpx.request(method, guarded.url + path.replace("{model}", "x"), headers=headers, timeout=10)
+    if path in OPEN:
+        assert answer.status_code != 401
+    else:
+        assert answer.status_code == 401
+        assert answer.json()["error"]["code"] == "invalid_api_key"
+        assert answer.headers["www-authenticate"] == "Bearer"
+
+
+def test_the_open_paths_are_these() -> None:
+    assert OPEN_PATHS == OPEN
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"authorization": "Bearer first-key"},
+        {"authorization": "bearer second-key"},
+        {"x-api-key": "second-key"},
+        {"authorization": "Bearer wrong", "x-api-key": "first-key"},
+    ],
+    ids=str,
+)
+def test_with_a_key(guarded: ServerProcess, headers: dict[str, str]) -> None:
+    assert httpx.get(guarded.url + "/v1/models", headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        b"//v1/models", b"/v1//models", b"/./v1/models", b"/health/../v1/models", b"/health/..%2fv1/models",
+        b"/%76%31/models", b"/v1/models/", b"/v1/models?x=/health", b"/v1/models#/health", b"/v1/models;/health",
+        b"http://x/v1/models", b"/health/", b"//health", b"/HEALTH", b"/health%00",
+        b"/health%2f..%2fv1%2fmodels", b"/v1/models%3f/health",
+        b"/health;/../v1/models", b"\\v1\\models",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("host", [b"x", b"x/health", b"x:80/health?", b"/health", b""])
+def test_odd_targets_open_nothing(guarded: ServerProcess, target: bytes, host: bytes) -> None:
+    answer = raw(guarded, b"GET %b HTTP/1.1\r\nhost: %b\r\nconnection: close\r\n\r\n" % (target, host))
+    assert answer.startswith((b"HTTP/1.1 401", b"HTTP/1.1 400")), answer[:200]
+
+
+def test_preflight_needs_no_key(guarded: ServerProcess) -> None:
+    asked = {"origin": "http://page", "access-control-request-method": "POST"}
+    assert httpx.options(guarded.url + "/v1/chat/completions", headers=asked).status_code == 200
+
+
+def test_keys_are_not_logged(guarded: ServerProcess) -> None:
+    httpx.get(guarded.url + "/v1/models", headers={"authorization": "Bearer first-key"})
+    assert "first-key" not in guarded.log and "second-key" not in guarded.log

@@ -1,0 +1,153 @@
+"""Clients that go away, slow ones, too many of them; and the text they are sent."""
+
+from __future__ import annotations
+
+import http.client
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.server.process import CHAT, ENDLESS, Open, ServerProcess, connect, events, eventually, send
+
+
+def _after_sending(connection: socket.socket) -> None:
+    time.sleep(0.001)
+
+
+def _after_the_first_bytes(connection: socket.socket) -> None:
+    assert connection.recv(100)
+
+
+def _after_a_while(connection: socket.socket) -> None:
+    time.sleep(0.05)
+
+
+@pytest.mark.parametrize("reset", [False, True])
+@pytest.mark.parametrize(
+    ("body", "stage"),
+    [
+        (ENDLESS, _after_sending),
+        (ENDLESS | {"prompt": "fox " * 300, "max_tokens": 1000}, _after_a_while),
+        (ENDLESS | {"n": 4}, _after_a_while),
+        (ENDLESS | {"prompt": ["a", "b", "c"], "n": 2}, _after_a_while),
+        (ENDLESS | {"stream": True}, _after_sending),
+        (ENDLESS | {"stream": True}, _after_the_first_bytes),
+        (ENDLESS | {"stream": True, "n": 3, "logprobs": 2}, _after_the_first_bytes),
+        (ENDLESS | {"stream": True, "prompt": ["a", "b", "c"]}, _after_the_first_bytes),
+        (ENDLESS | {"stream": True, "prompt": "fox " * 300, "max_tokens": 1000}, _after_a_while),
+        (CHAT, _after_a_while),
+        (CHAT | {"stream": True, "n": 2}, _after_the_first_bytes),
+    ],
+)
+def test_dropped_connections_free_what_they_held(
+    server: ServerProcess, body: dict[str, Any], stage: Callable[[socket.socket], None], reset: bool
+) -> None:
+    path = "/v1/chat/completions" if "messages" in body else "/v1/completions"
+    for _ in range(3):
+        connections = [connect(server, path, body) for _ in range(4)]
+        for connection in connections:
+            stage(connection)
+        for connection in connections:
+            if reset:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00")
+            connection.close()
+    eventually(server.is_idle, 10)
+    assert server.post("/v1/completions", ENDLESS | {"max_tokens": 2}).status_code == 200
+
+
+def test_a_slow_reader_delays_nobody_and_misses_nothing(server: ServerProcess) -> None:
+    body = ENDLESS | {"max_tokens": 1500, "stream": True, "logprobs": 20}
+    slow = socket.socket()
+    slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    slow.connect(("127.0.0.1", server.port))
+    send(slow, "/v1/completions", body)
+    began = time.monotonic()
+    for _ in range(3):
+        assert server.post("/v1/completions", ENDLESS | {"max_tokens": 20}).status_code == 200
+    assert time.monotonic() - began < 10
+    eventually(lambda: server.load()["num_requests_running"] == 0, 30)
+    answer = http.client.HTTPResponse(slow)
+    answer.begin()
+    chunks = events(answer.read().decode())
+    slow.close()
+    text = "".join(chunk["choices"][0]["text"] for chunk in chunks[:-1])
+    assert chunks[-1] == "[DONE]"
+    assert text == server.post("/v1/completions", body | {"stream": False}).json()["choices"][0]["text"]
+
+
+def test_too_many_requests_are_turned_away(model_dir: Path) -> None:
+    with ServerProcess(model_dir, "--max-num-queued-reqs", "2") as server:
+        held = [connect(server, "/v1/completions", ENDLESS) for _ in range(2)]
+        eventually(lambda: server.load()["num_requests_unfinished"] == 2)
+        refused = server.post("/v1/completions", ENDLESS)
+        assert refused.status_code == 503 and refused.json()["error"]["code"] == "server_overloaded"
+        assert int(refused.headers["retry-after"]) > 0
+        assert server.health() == (200, "healthy")
+        for connection in held:
+            connection.close()
+        eventually(server.is_idle)
+        assert server.post("/v1/completions", ENDLESS | {"max_tokens": 1}).status_code == 200
+
+
+def test_health_answers_while_long_texts_are_tokenized(server: ServerProcess) -> None:
+    text = "the quick brown fox jumps over the lazy dog " * 24_000  # a megabyte
+    clients = [Open(server, "/tokenize" if i % 2 else "/v1/completions", {"prompt": text}) for i in range(12)]
+    waits = []
+    while any(client.status == 0 for client in clients) and len(waits) < 400:
+        began = time.monotonic()
+        assert server.health() == (200, "healthy")
+        waits.append(time.monotonic() - began)
+        time.sleep(0.01)
+    for client in clients:
+        assert client.wait(60).status in (200, 400)
+    waits.sort()
+    assert len(waits) > 10 and waits[len(waits) * 9 // 10] < 0.2, waits[-10:]
+
+
+# ---------------------------------------------------------------------- text on the wire
+
+
+def test_streams_carry_whole_characters(server: ServerProcess) -> None:
+    seen = set()
+    for seed in range(6):
+        body = {
+            "prompt": "naïve 東京 🎉",
+            "max_tokens": 60,
+            "seed": seed,
+            "temperature": 2,
+            "skip_special_tokens": False,
+        }
+        whole = server.post("/v1/completions", body).json()["choices"][0]["text"]
+        chunks = events(server.post("/v1/completions", body | {"stream": True}).text)
+        pieces = [chunk["choices"][0]["text"] for chunk in chunks[:-1]]
+        assert "".join(pieces) == whole
+        seen |= set(whole)
+    assert any(0x80 <= ord(character) != 0xFFFD for character in seen)
+
+
+def test_stop_strings_never_leak(server: ServerProcess) -> None:
+    found = 0
+    for seed in range(6):
+        body: dict[str, Any] = {"prompt": "the quick", "max_tokens": 24, "seed": seed, "ignore_eos": True}
+        text = server.post("/v1/completions", body).json()["choices"][0]["text"]
+        for start, length in ((3, 2), (7, 4)):
+            stop = text[start : start + length]
+            if not stop.strip() or text.find(stop) < 0:
+                continue
+            found += 1
+            end = text.index(stop)
+            for extra, expected in (
+                ({}, text[:end]),
+                ({"include_stop_str_in_output": True}, text[: end + len(stop)]),
+            ):
+                stopped = body | {"stop": [stop, "\x00never"], **extra}
+                whole = server.post("/v1/completions", stopped).json()["choices"][0]
+                assert (whole["text"], whole["finish_reason"], whole["stop_reason"]) == (expected, "stop", stop)
+                chunks = events(server.post("/v1/completions", stopped | {"stream": True}).text)[:-1]
+                assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == expected
+    assert found > 3
+    eventually(server.is_idle)
