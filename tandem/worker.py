@@ -8,13 +8,14 @@ gone.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import struct
 import sys
 import threading
 import time
 import traceback
-from typing import IO, Any
+from typing import IO
 
 import msgspec
 import zmq
@@ -145,9 +146,10 @@ def read_start(pipe: IO[bytes]) -> Start:
     return decode_start(pipe.read(size))
 
 
-def _exit_with_parent(pipe: Any) -> None:
-    """Wait for the end of a pipe that the parent holds open and never writes to again."""
+def _exit_with_parent(pipe: IO[bytes], directory: str) -> None:
+    """Wait for the end of a pipe that the parent holds open and never writes to again; tidy up after the parent."""
     pipe.read(1)
+    shutil.rmtree(directory, ignore_errors=True)
     os._exit(1)
 
 
@@ -157,7 +159,8 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)
     pipe = sys.stdin.buffer
     start = read_start(pipe)
-    threading.Thread(target=_exit_with_parent, args=(pipe,), name="parent-watch", daemon=True).start()
+    directory = start.requests_address.removeprefix("ipc://").rpartition("/")[0]
+    threading.Thread(target=_exit_with_parent, args=(pipe, directory), name="parent-watch", daemon=True).start()
     EngineLoop(start).run()
     sys.stdout.flush()
     sys.stderr.flush()

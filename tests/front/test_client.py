@@ -222,19 +222,21 @@ async def main():
     await client.start()
     if {moment == "serving"}:
         await client.wait_ready()
-    print(client.process_id, flush=True)
+    print(client.process_id, client._directory, flush=True)
     await asyncio.sleep(60)
 asyncio.run(main())
 """
     parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
-    child = psutil.Process(int(parent.stdout.readline()))
-    assert child.is_running()
+    process_id, directory = parent.stdout.readline().split()
+    child = psutil.Process(int(process_id))
+    assert child.is_running() and Path(directory).exists()
     parent.kill()
     parent.wait()
     with contextlib.suppress(psutil.NoSuchProcess):
         child.wait(5)
     assert not child.is_running()
+    assert not Path(directory).exists(), "the sockets were left behind"
 
 
 def test_closing_ends_the_process_and_is_idempotent(model: ResolvedModel) -> None:
