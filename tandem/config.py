@@ -23,8 +23,47 @@ LOGPROBS_MODES = ("raw_logprobs", "processed_logprobs")
 NEUTRAL_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
-class ModelOptions(msgspec.Struct, frozen=True, kw_only=True):
+SCHEDULING_POLICIES = ("fcfs", "priority")
+
+
+def _one_of(option: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ConfigError(option, f"{value!r} is not one of {', '.join(known)}")
+
+
+class SchedulerOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """How an engine that runs many requests at once shares its steps and its cache.
+
+    Attributes:
+        max_num_seqs: requests running at once.
+        max_num_batched_tokens: tokens computed in one step.
+        block_size: tokens in a block of the KV cache.
+        enable_chunked_prefill: a prompt may be computed over several steps.
+        enable_prefix_caching: what is computed for one request serves others that begin alike.
+        kv_cache_memory_bytes: size of the KV cache; None takes a share of what is free.
+        scheduling_policy: ``fcfs``, or ``priority`` (lower values of a request's ``priority`` first).
+    """
+
+    max_num_seqs: int = 64
+    max_num_batched_tokens: int = 2048
+    block_size: int = 16
+    enable_chunked_prefill: bool = True
+    enable_prefix_caching: bool = True
+    kv_cache_memory_bytes: int | None = None
+    scheduling_policy: str = "fcfs"
+
+    def __post_init__(self) -> None:
+        for name in ("max_num_seqs", "max_num_batched_tokens", "block_size", "kv_cache_memory_bytes"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(_flag(name), f"must be at least 1, got {value}")
+        _one_of("--scheduling-policy", self.scheduling_policy, SCHEDULING_POLICIES)
+
+
+class ModelOptions(SchedulerOptions, frozen=True, kw_only=True):
     """What a user may say of the model and the engine; each field is the option of the same name.
+
+    The inherited ones are for the optimized engine; the reference engine has no scheduler and refuses them.
 
     Attributes:
         model: a directory, a hub id, or ``""`` for the bundled demonstration model.
@@ -60,6 +99,12 @@ class ModelOptions(msgspec.Struct, frozen=True, kw_only=True):
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in SchedulerOptions.__struct_fields__ if self.backend == "reference" else ():
+            if getattr(self, name) != getattr(SchedulerOptions(), name):
+                raise ConfigError(
+                    _flag(name), "the reference engine runs its requests one by one, without a scheduler"
+                )
         dtype = DTYPE_ALIASES.get(self.dtype, self.dtype)
         if dtype not in ("auto", *DTYPES):
             raise ConfigError("--dtype", f"{self.dtype!r} is not one of auto, {', '.join(DTYPES)}")
@@ -72,6 +117,11 @@ class ModelOptions(msgspec.Struct, frozen=True, kw_only=True):
         msgspec.structs.force_setattr(self, "dtype", dtype)
         msgspec.structs.force_setattr(self, "max_model_len", parse_length("--max-model-len", self.max_model_len))
 
+    @property
+    def scheduler(self) -> SchedulerOptions:
+        """The inherited part alone."""
+        return SchedulerOptions(**{name: getattr(self, name) for name in SchedulerOptions.__struct_fields__})
+
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     """All an engine needs to build itself. Plain data: it travels to the engine's process as msgpack.
@@ -83,6 +133,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
         dtype: one of ``DTYPES``.
         max_model_len: prompt and output tokens of one request at most.
         load_format, seed, logprobs_mode: as in ``ModelOptions``.
+        scheduler: for engines that have one.
     """
 
     files: ModelFiles
@@ -93,6 +144,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     load_format: str = "auto"
     seed: int = 0
     logprobs_mode: str = "raw_logprobs"
+    scheduler: SchedulerOptions = SchedulerOptions()
 
 
 class ResolvedModel(msgspec.Struct, frozen=True, kw_only=True):
@@ -135,6 +187,7 @@ def resolve(options: ModelOptions) -> ResolvedModel:
         load_format=options.load_format,
         seed=options.seed,
         logprobs_mode=options.logprobs_mode,
+        scheduler=options.scheduler,
     )
     return ResolvedModel(
         engine=engine,
@@ -199,6 +252,5 @@ def _merge(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _one_of(option: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise ConfigError(option, f"{value!r} is not one of {', '.join(known)}")
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

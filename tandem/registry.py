@@ -10,8 +10,11 @@ from tandem.config import EngineConfig
 from tandem.engine import Engine
 from tandem.errors import ConfigError
 
-ENGINES = {"reference": ("reference.engine", "ReferenceEngine")}
-AUTO_ORDER = ("reference",)
+ENGINES = {
+    "optimized": ("optimized.engine", "OptimizedEngine"),
+    "reference": ("reference.engine", "ReferenceEngine"),
+}
+AUTO = "optimized"
 
 ProgressCallback = Callable[[float], None]
 
@@ -23,7 +26,7 @@ def check_backend(name: str) -> str:
         ConfigError: there is no such engine.
     """
     if name == "auto":
-        return AUTO_ORDER[0]
+        return AUTO
     if name not in ENGINES:
         raise ConfigError("--backend", f"{name!r} is not one of auto, {', '.join(ENGINES)}")
     return name

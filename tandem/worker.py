@@ -7,6 +7,7 @@ gone.
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import signal
@@ -158,6 +159,7 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):  # may reach the whole group; the front decides what they mean
         signal.signal(number, signal.SIG_IGN)
     pipe = sys.stdin.buffer
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s:     %(message)s")
     start = read_start(pipe)
     directory = start.requests_address.removeprefix("ipc://").rpartition("/")[0]
     threading.Thread(target=_exit_with_parent, args=(pipe, directory), name="parent-watch", daemon=True).start()

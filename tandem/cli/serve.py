@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from server.config import ServerConfig
-from tandem.config import DTYPES, LOAD_FORMATS, LOGPROBS_MODES, ModelOptions
+from tandem.config import DTYPES, LOAD_FORMATS, LOGPROBS_MODES, SCHEDULING_POLICIES, ModelOptions, SchedulerOptions
 from tandem.errors import ConfigError
 from tandem.registry import ENGINES, check_backend
 
@@ -27,6 +28,7 @@ def add_command(commands: Any) -> None:
         allow_abbrev=False,
     )
     _add_model_options(parser)
+    _add_scheduler_options(parser)
     _add_server_options(parser)
     parser.set_defaults(run=run)
 
@@ -53,6 +55,58 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
     add("--max-logprobs", type=int, default=20, metavar="N", help="a request's limit; -1 for none (default: 20)")
     add("--logprobs-mode", default="raw_logprobs", metavar="MODE", help=", ".join(LOGPROBS_MODES))
     add("--trust-remote-code", action="store_true", help="refused: no code of a checkpoint is ever run")
+
+
+def _add_scheduler_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("scheduling (optimized engine)").add_argument
+    default = SchedulerOptions()
+    on_or_off = argparse.BooleanOptionalAction
+    add(
+        "--max-num-seqs",
+        type=int,
+        default=default.max_num_seqs,
+        metavar="N",
+        help="requests running at once (default: %(default)s)",
+    )
+    add(
+        "--max-num-batched-tokens",
+        type=int,
+        default=default.max_num_batched_tokens,
+        metavar="N",
+        help="tokens computed in one step (default: %(default)s)",
+    )
+    add(
+        "--block-size",
+        type=int,
+        default=default.block_size,
+        metavar="N",
+        help="tokens in a block of the KV cache (default: %(default)s)",
+    )
+    add(
+        "--kv-cache-memory-bytes",
+        type=_bytes,
+        default=None,
+        metavar="BYTES",
+        help="such as 4G (default: what the requests can use, or half of the free memory)",
+    )
+    add(
+        "--enable-prefix-caching",
+        action=on_or_off,
+        default=default.enable_prefix_caching,
+        help="reuse what was computed for requests that begin alike (default: on)",
+    )
+    add(
+        "--enable-chunked-prefill",
+        action=on_or_off,
+        default=default.enable_chunked_prefill,
+        help="compute long prompts over several steps (default: on)",
+    )
+    add(
+        "--scheduling-policy",
+        default=default.scheduling_policy,
+        metavar="NAME",
+        help=f"{', '.join(SCHEDULING_POLICIES)} (default: %(default)s)",
+    )
 
 
 def _add_server_options(parser: argparse.ArgumentParser) -> None:
@@ -191,6 +245,13 @@ def _as_arguments(option: str, value: Any) -> list[str]:
 
 def _fields(kind: type, options: dict[str, Any]) -> dict[str, Any]:
     return {name: options[name] for name in kind.__struct_fields__ if name in options}  # type: ignore[attr-defined]
+
+
+def _bytes(text: str) -> int:
+    match = re.fullmatch(r"(\d+)([kKmMgG]?)", text.strip())
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of bytes such as 2000000000 or 2G")
+    return int(match[1]) * {"": 1, "k": 2**10, "m": 2**20, "g": 2**30}[match[2].lower()]
 
 
 def _json_object(text: str) -> dict[str, Any]:

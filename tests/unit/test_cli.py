@@ -41,6 +41,12 @@ def test_options_reach_the_field_of_their_name() -> None:
     assert model.hf_overrides == {"rope_theta": 1}
 
 
+def test_scheduling_options_reach_the_engine() -> None:
+    model = parse("--max-num-seqs", "8", "--kv-cache-memory-bytes", "2G", "--no-enable-prefix-caching").model
+    assert (model.max_num_seqs, model.kv_cache_memory_bytes) == (8, 2 * 2**30)
+    assert model.scheduler.enable_prefix_caching is False
+
+
 def test_keys_come_from_the_environment_unless_given(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_API_KEY", "secret")
     monkeypatch.delenv("TANDEM_API_KEY", raising=False)
@@ -73,6 +79,9 @@ def test_a_file_gives_options_and_the_command_line_wins(tmp_path: Path) -> None:
         (["--config", "no/such.yaml"], "--config"),
         (["--max-logprobs", "-2"], "--max-logprobs"),
         (["a", "--model", "b"], "--model"),
+        (["--max-num-seqs", "0"], "--max-num-seqs"),
+        (["--scheduling-policy", "lifo"], "--scheduling-policy"),
+        (["--backend", "reference", "--block-size", "32"], "--block-size"),
         (["--api-key", ""], "--api-key"),
     ],
 )
@@ -91,6 +100,7 @@ def test_a_bad_option_is_named(argv: list[str], named: str) -> None:
         ["serve", "--hf-overrides", "{"],
         ["serve", "--allowed-origins", "[1]"],
         ["serve", "--config"],
+        ["serve", "--kv-cache-memory-bytes", "lots"],
         ["swim"],
         [],
     ],

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("tandem", "reference", "server")
+PACKAGES = ("tandem", "reference", "optimized", "server")
 FILES = [file for package in PACKAGES for file in sorted((ROOT / package).rglob("*.py"))]
 ENGINE_SIDE = {"torch", "triton", "transformers", "safetensors", "numpy", "msgspec", "zmq", "tqdm"}
 ENGINE_MODULES = [
     *sorted((ROOT / "reference").rglob("*.py")),
+    *sorted((ROOT / "optimized").rglob("*.py")),
     *(
         ROOT / "tandem" / f"{name}.py"
         for name in ("engine", "errors", "sampling_params", "checkpoint", "model_config")
@@ -51,6 +52,10 @@ def test_folders_import_only_what_they_may(file: Path) -> None:
         assert not seen & {"reference", "optimized", "torch", "transformers"}
     if package == "reference":
         assert not seen & {"optimized", "server", "transformers"}
+    if package == "optimized":
+        assert not seen & {"reference", "server", "transformers"}
+    if file.name in ("scheduler.py", "block_pool.py", "sequence.py"):
+        assert not seen & {"torch", "triton"}
     if package == "tandem" and file.name != "registry.py":
         assert not seen & {"reference", "optimized"}
     if package == "tandem" and "cli" not in file.parts:
@@ -59,7 +64,7 @@ def test_folders_import_only_what_they_may(file: Path) -> None:
 
 @pytest.mark.parametrize("file", ENGINE_MODULES, ids=lambda file: str(file.relative_to(ROOT)))
 def test_engine_side_modules_need_no_web_stack(file: Path) -> None:
-    own = {"tandem", "reference"}
+    own = {"tandem", "reference", "optimized"}
     allowed = ENGINE_SIDE | own | set(sys.stdlib_module_names)
     assert roots(imports(file, top_level_only=True)) <= allowed
 

@@ -1,0 +1,75 @@
+"""One step's work as tensors: what the model computes, at which positions, for which rows of the cache."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from optimized.scheduler import Schedule
+from optimized.sequence import Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Consecutive tokens of one sequence: tokens ``[start, end)`` of the step at positions from ``position`` on."""
+
+    sequence: Sequence
+    row: int
+    start: int
+    end: int
+    position: int
+
+    @property
+    def num_tokens(self) -> int:
+        return self.end - self.start
+
+    @property
+    def context(self) -> int:
+        """Tokens of the sequence in the cache after the step."""
+        return self.position + self.end - self.start
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """T tokens of some sequences: first those that add one token each, in order of their rows, then the others.
+
+    Attributes:
+        token_ids, positions, rows: int64 [T].
+        decodes: the single tokens, chunk i being token i.
+        prefills: the longer chunks.
+        sampled: chunks whose last token's logits are drawn from, in order.
+    """
+
+    token_ids: torch.Tensor
+    positions: torch.Tensor
+    rows: torch.Tensor
+    decodes: list[Chunk]
+    prefills: list[Chunk]
+    sampled: list[Chunk]
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
+
+
+def build_batch(schedule: Schedule, device: torch.device) -> Batch:
+    """Lay a schedule out."""
+    singles = sorted((w for w in schedule.work if w.num_tokens == 1), key=lambda w: w.sequence.row)
+    longer = [w for w in schedule.work if w.num_tokens > 1]
+    chunks: list[Chunk] = []
+    token_ids: list[int] = []
+    positions: list[int] = []
+    rows: list[int] = []
+    sampled: list[Chunk] = []
+    for work in (*singles, *longer):
+        sequence, first, count = work.sequence, work.sequence.num_computed_tokens, work.num_tokens
+        chunk = Chunk(sequence, sequence.row, len(token_ids), len(token_ids) + count, first)
+        chunks.append(chunk)
+        token_ids += sequence.token_ids[first : first + count]
+        positions += range(first, first + count)
+        rows += [sequence.row] * count
+        if work.samples:
+            sampled.append(chunk)
+    ids, at, row = (torch.tensor(values, dtype=torch.int64, device=device) for values in (token_ids, positions, rows))
+    return Batch(ids, at, row, chunks[: len(singles)], chunks[len(singles) :], sampled)

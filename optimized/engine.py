@@ -1,0 +1,237 @@
+"""The engine: each step schedules, lays out a batch, runs the model, samples and accounts for it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from collections.abc import Sequence as Sized
+
+import torch
+
+from optimized.attention_cpu import attend, plan
+from optimized.batch import Batch, build_batch
+from optimized.block_pool import BlockPool
+from optimized.memory import budget
+from optimized.model import Model
+from optimized.row_cache import RowCache
+from optimized.sampler import NOT_FINITE, Sampled, report, sample
+from optimized.scheduler import Schedule, Scheduler, SchedulerConfig
+from optimized.sequence import Sequence
+from optimized.weights import fuse
+from tandem.checkpoint import iterate_weights
+from tandem.config import EngineConfig
+from tandem.engine import EngineInfo, EngineOutput, EngineRequest, EngineStats, FinishReason, TokenLogprobs
+
+logger = logging.getLogger(__name__)
+
+MAX_LOGITS = 1 << 24  # of a prompt, held at once
+
+
+class OptimizedEngine:
+    """An :class:`tandem.engine.Engine` that advances many requests at once.
+
+    Args:
+        config: resolved; see ``EngineConfig``.
+        on_progress: told the fraction of the weights that is loaded.
+
+    Raises:
+        CheckpointError: the weights cannot be loaded, or there is no room for them and a cache.
+        ConfigError: the limits contradict each other.
+    """
+
+    def __init__(self, config: EngineConfig, on_progress: Callable[[float], None] | None = None) -> None:
+        self.config = config
+        device = torch.device("cpu")
+        limits = config.scheduler
+        with torch.inference_mode():
+            weights = fuse(config.model, iterate_weights(config, device, on_progress))
+            num_parameters = sum(w.numel() for w in weights.values())
+            self.model = Model(config.model, weights, config.max_model_len)
+        room = budget(config, device)
+        logger.info("%s", room)
+        self.scheduler = Scheduler(
+            SchedulerConfig(
+                max_num_seqs=limits.max_num_seqs,
+                max_num_batched_tokens=limits.max_num_batched_tokens,
+                block_size=limits.block_size,
+                chunked_prefill=limits.enable_chunked_prefill,
+                prefix_caching=limits.enable_prefix_caching,
+                by_priority=limits.scheduling_policy == "priority",
+            ),
+            BlockPool(room.num_blocks, limits.enable_prefix_caching),
+        )
+        self.cache = RowCache(
+            config.model,
+            limits.max_num_seqs,
+            config.max_model_len,
+            room.num_blocks if limits.enable_prefix_caching else 0,
+            limits.block_size,
+            self.model.dtype,
+        )
+        self._info = EngineInfo(
+            backend="optimized",
+            device=str(device),
+            dtype=config.dtype,
+            vocab_size=config.model.vocab_size,
+            max_model_len=config.max_model_len,
+            kv_cache_tokens=room.num_blocks * limits.block_size,
+            num_parameters=num_parameters,
+        )
+        self._prompt_reports: dict[str, list[TokenLogprobs | None]] = {}
+        self._broken: set[str] = set()  # requests whose prompt has logits that are no numbers
+        self._num_step_tokens = 0
+
+    @property
+    def info(self) -> EngineInfo:
+        return self._info
+
+    @property
+    def has_unfinished(self) -> bool:
+        return self.scheduler.has_unfinished
+
+    @property
+    def stats(self) -> EngineStats:
+        s, pool = self.scheduler, self.scheduler.pool
+        return EngineStats(
+            num_running=len(s.running),
+            num_waiting=s.num_waiting,
+            kv_cache_usage=1 - pool.num_free / pool.num_blocks,
+            num_step_tokens=self._num_step_tokens,
+            num_preemptions=s.num_preemptions,
+            num_prefix_queries=s.num_prefix_queries,
+            num_prefix_hits=s.num_prefix_hits,
+        )
+
+    def add(self, request: EngineRequest) -> None:
+        self.scheduler.add(request)
+
+    def abort(self, request_id: str) -> None:
+        self._end(request_id)
+
+    @torch.inference_mode()
+    def step(self) -> Sized[EngineOutput]:
+        schedule = self.scheduler.schedule()
+        self._prepare_rows(schedule)
+        if not schedule.work:
+            self._num_step_tokens = 0
+            return []
+        batch = build_batch(schedule, self.model.device)
+        x = self._forward(batch)
+        self._report_prompts(batch, x)
+        sampled = self._sample(batch, x)
+        return self._update(schedule, sampled)
+
+    def close(self) -> None:
+        if hasattr(self, "model"):
+            del self.model, self.cache
+
+    # ------------------------------------------------------------------ the parts of a step
+
+    def _prepare_rows(self, schedule: Schedule) -> None:
+        """Rows that were left are given back; rows that begin with a cached prefix get it."""
+        for row, num_tokens in self.scheduler.vacated:
+            self.cache.release(row, num_tokens)
+        self.scheduler.vacated.clear()
+        for sequence in schedule.started:
+            num_blocks = sequence.num_computed_tokens // self.scheduler.config.block_size
+            self.cache.load(sequence.row, sequence.block_ids[:num_blocks])
+
+    def _forward(self, batch: Batch) -> torch.Tensor:
+        """Hidden states [T, D]."""
+        self._num_step_tokens = batch.num_tokens
+        config, prepared = self.config.model, plan(self.config.model, batch, self.config.max_model_len)
+
+        def write_and_attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+            return attend(config, layer, q, k, v, self.cache.layers[layer], batch, prepared)
+
+        return self.model.forward(batch.token_ids, batch.positions, write_and_attend)
+
+    def _report_prompts(self, batch: Batch, x: torch.Tensor) -> None:
+        """Log-probabilities of the prompt tokens that follow this step's, for requests that ask for them."""
+        for chunk in (*batch.decodes, *batch.prefills):
+            sequence = chunk.sequence
+            count = sequence.request.sampling.prompt_logprobs
+            if count is None or chunk.position >= sequence.num_prompt_tokens - 1 or sequence.num_output_tokens:
+                continue
+            reports = self._prompt_reports.setdefault(sequence.request.request_id, [None])
+            following = sequence.token_ids[chunk.position + 1 : min(chunk.context + 1, sequence.num_prompt_tokens)]
+            del reports[chunk.position + 1 :]  # computed before a preemption
+            rows = max(1, MAX_LOGITS // self.config.model.vocab_size)
+            for start in range(0, len(following), rows):
+                part = following[start : start + rows]
+                logits = self.model.logits(x[chunk.start + start : chunk.start + start + len(part)])
+                if not torch.isfinite(logits.amax(-1)).all():
+                    self._broken.add(sequence.request.request_id)
+                    break
+                reports += report(logits, part, [count] * len(part))
+
+    def _sample(self, batch: Batch, x: torch.Tensor) -> dict[str, Sampled]:
+        wanted = [chunk for chunk in batch.sampled if chunk.sequence.request.max_tokens > 0]
+        if not wanted:
+            return {}
+        logits = self.model.logits(x[[chunk.end - 1 for chunk in wanted]])
+        sequences = [chunk.sequence for chunk in wanted]
+        tokens = sample(logits, sequences, self.config.logprobs_mode)
+        return {s.request.request_id: token for s, token in zip(sequences, tokens, strict=True)}
+
+    def _update(self, schedule: Schedule, sampled: dict[str, Sampled]) -> list[EngineOutput]:
+        outputs = []
+        for work in schedule.work:
+            samples = work.samples
+            for place, block in self.scheduler.computed(work):
+                self.cache.save(work.sequence.row, place, block)
+            if samples:
+                outputs.append(self._advance(work.sequence, sampled.get(work.sequence.request.request_id)))
+        return outputs
+
+    def _advance(self, sequence: Sequence, sampled: Sampled | None) -> EngineOutput:
+        """Add the token that was drawn, if one was to be, and say what came of it."""
+        request = sequence.request
+        tokens: list[int] = []
+        finish_reason: FinishReason | None = "length"  # of a request for its prompt alone
+        stop_token_id, error = None, None
+        if request.request_id in self._broken:
+            finish_reason, error = "error", NOT_FINITE
+        elif sampled is not None and sampled.error is not None:
+            finish_reason, error = "error", sampled.error
+        elif sampled is not None:
+            tokens = [sampled.token_id]
+            sequence.token_ids += tokens
+            finish_reason, stop_token_id = _finish(sequence, self.config.max_model_len)
+        output = EngineOutput(
+            request_id=request.request_id,
+            new_token_ids=tokens,
+            logprobs=[sampled.logprobs] if tokens and sampled and sampled.logprobs else None,
+            prompt_logprobs=self._take_prompt_reports(sequence),
+            finish_reason=finish_reason,
+            stop_token_id=stop_token_id,
+            error=error,
+            num_cached_tokens=sequence.num_cached_tokens,
+            scheduled_time=sequence.scheduled_time,
+        )
+        if finish_reason is not None:
+            self._end(request.request_id)
+        return output
+
+    def _take_prompt_reports(self, sequence: Sequence) -> list[TokenLogprobs | None] | None:
+        """With the first output, what was asked for about the prompt; a prompt of one token has no report."""
+        if sequence.request.sampling.prompt_logprobs is None or sequence.num_output_tokens > 1:
+            return None
+        return self._prompt_reports.pop(sequence.request.request_id, [None])
+
+    def _end(self, request_id: str) -> None:
+        self._prompt_reports.pop(request_id, None)
+        self._broken.discard(request_id)
+        self.scheduler.finish(request_id)
+
+
+def _finish(sequence: Sequence, max_model_len: int) -> tuple[FinishReason | None, int | None]:
+    """Whether the latest token was the last, and the stop token that it may be."""
+    request, token_id = sequence.request, sequence.token_ids[-1]
+    if token_id in request.eos_token_ids:
+        return "stop", None
+    if token_id in request.sampling.stop_token_ids:
+        return "stop", token_id
+    if sequence.num_output_tokens >= request.max_tokens or sequence.num_tokens >= max_model_len:
+        return "length", None
+    return None, None

@@ -1,0 +1,171 @@
+"""The decoder over a flat batch of tokens from many sequences. Weights that read the same input are one matrix.
+
+Letters in shapes: T tokens of the step, D hidden size, H heads, H_kv key-value heads, d head size, R channels that
+are rotated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+
+from optimized.linear import Linear
+from optimized.moe import MoeLayer
+from optimized.rotary import rotary_table
+from tandem.model_config import Activation, ModelConfig
+
+Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+class FeedForward(Protocol):
+    """[T, D] → [T, D]."""
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor: ...
+
+
+class Norm:
+    """RMSNorm over the last dimension: Zhang and Sennrich, "Root mean square layer normalization" (2019)."""
+
+    def __init__(self, weight: torch.Tensor, config: ModelConfig) -> None:
+        self._eps = config.norm_eps
+        self._late_rounding = config.norm_float32
+        self._weight = weight.float() + config.norm_offset if config.norm_float32 else weight + config.norm_offset
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        y = x.float()
+        y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + self._eps)
+        return (y * self._weight).to(x.dtype) if self._late_rounding else y.to(x.dtype) * self._weight
+
+
+class Mlp:
+    """down(act(gate(x)) · up(x))."""
+
+    def __init__(self, weights: dict[str, torch.Tensor], prefix: str, activation: Activation) -> None:
+        self._gate_up = _linear(weights, f"{prefix}gate_up_proj")
+        self._down = _linear(weights, f"{prefix}down_proj")
+        self._activation = activation
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        gate, up = self._gate_up(x).chunk(2, dim=-1)
+        return self._down(activate(gate, self._activation).mul_(up))
+
+
+class Layer:
+    """One layer's weights and its two residual equations."""
+
+    def __init__(self, config: ModelConfig, layer: int, weights: dict[str, torch.Tensor]) -> None:
+        prefix = f"model.layers.{layer}."
+        self.config = config
+        self._layer = layer
+        self._qkv = _linear(weights, f"{prefix}self_attn.qkv_proj")
+        self._o = _linear(weights, f"{prefix}self_attn.o_proj")
+        self._q_norm, self._k_norm = (
+            None if config.qk_norm == "none" else Norm(weights.pop(f"{prefix}self_attn.{name}.weight"), config)
+            for name in ("q_norm", "k_norm")
+        )
+        self._norms = [name and Norm(weights.pop(f"{prefix}{name}.weight"), config) for name in config.norm_names]
+        self._feed_forward: FeedForward
+        if config.moe is not None and config.sparse_layers[layer]:
+            self._feed_forward = MoeLayer(weights, f"{prefix}{config.moe.block_name}.", config.moe, config.activation)
+        else:
+            self._feed_forward = Mlp(weights, f"{prefix}mlp.", config.activation)
+
+    def __call__(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, attend: Attend) -> torch.Tensor:
+        """[T, D] → [T, D] with the rotation [T, R/2] of each token; ``attend`` also writes keys and values."""
+        before_attn, after_attn, before_mlp, after_mlp = self._norms
+        r = self.config.residual_scale
+        y = self._attention(before_attn(x) if before_attn else x, cos, sin, attend)
+        x = _add(x, after_attn(y) if after_attn else y, r)
+        y = self._feed_forward(before_mlp(x) if before_mlp else x)
+        return _add(x, after_mlp(y) if after_mlp else y, r)
+
+    def _attention(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, attend: Attend) -> torch.Tensor:
+        c = self.config
+        q_size, kv_size = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
+        qkv = self._qkv(x)  # [T, (H + 2 H_kv) d]
+        q, k, v = torch.split(qkv, [q_size, kv_size, kv_size], dim=-1)
+        if c.qk_norm == "full":
+            assert self._q_norm and self._k_norm
+            q, k = self._q_norm(q), self._k_norm(k)
+        q, k, v = (y.view(len(x), -1, c.head_dim) for y in (q, k, v))  # [T, H or H_kv, d]
+        if c.qk_norm == "head":
+            assert self._q_norm and self._k_norm
+            q, k = self._q_norm(q), self._k_norm(k)
+        return self._o(attend(self._layer, rotate(q, cos, sin), rotate(k, cos, sin), v))
+
+
+class Model:
+    """All weights, and the way from tokens to logits.
+
+    Args:
+        config: the architecture.
+        weights: as ``fuse`` returns them; emptied, so that packed copies are the only ones.
+        max_model_len: positions that have a rotation.
+    """
+
+    def __init__(self, config: ModelConfig, weights: dict[str, torch.Tensor], max_model_len: int) -> None:
+        self.config = config
+        self._embedding = weights.pop("model.embed_tokens.weight")
+        self.dtype, self.device = self._embedding.dtype, self._embedding.device
+        self._scale = torch.tensor(config.embedding_scale, dtype=self.dtype, device=self.device)
+        head = weights.pop("lm_head.weight", self._embedding)
+        self._head = Linear(head)
+        self._norm = Norm(weights.pop("model.norm.weight"), config)
+        self._layers = [Layer(config, layer, weights) for layer in range(config.num_layers)]
+        tables = {
+            rope: tuple(x.to(self.device) for x in rotary_table(rope, max_model_len))
+            for rope in (config.rope, config.local_rope)
+            if rope is not None
+        }
+        self._tables = [tables[config.rope_of(layer)] for layer in range(config.num_layers)]
+
+    def forward(self, token_ids: torch.Tensor, positions: torch.Tensor, attend: Attend) -> torch.Tensor:
+        """Hidden states [T, D] of tokens [T] at positions [T]."""
+        x = F.embedding(token_ids, self._embedding)
+        if self.config.embedding_scale != 1:
+            x = x * self._scale
+        rotations: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        for layer, (cos, sin) in zip(self._layers, self._tables, strict=True):
+            if id(cos) not in rotations:
+                rotations[id(cos)] = (cos[positions, None], sin[positions, None])  # [T, 1, R/2]
+            x = layer(x, *rotations[id(cos)], attend)
+        return self._norm(x)
+
+    def logits(self, x: torch.Tensor) -> torch.Tensor:
+        """Scores of the next token, float32 [T, V], from hidden states [T, D]."""
+        z = self._head(x).float()
+        if self.config.logit_divisor != 1:
+            z /= self.config.logit_divisor
+        if (cap := self.config.logit_softcap) is not None:
+            z = torch.tanh(z / cap) * cap
+        return z
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Turn the channel pairs (i, i + R/2) of ``x`` [T, heads, d] by angles [T, 1, R/2], in float32."""
+    half = cos.shape[-1]
+    y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    a, b = x[..., :half].float(), x[..., half : 2 * half].float()
+    y[..., :half] = a * cos - b * sin
+    y[..., half : 2 * half] = b * cos + a * sin
+    if 2 * half < x.shape[-1]:
+        y[..., 2 * half :] = x[..., 2 * half :]
+    return y
+
+
+def activate(gate: torch.Tensor, name: Activation) -> torch.Tensor:
+    """The gate's nonlinearity, as a new tensor."""
+    if name == "silu":
+        return F.silu(gate)
+    return F.gelu(gate, approximate="tanh" if name == "gelu_tanh" else "none")
+
+
+def _add(x: torch.Tensor, y: torch.Tensor, scale: float) -> torch.Tensor:
+    return x + y if scale == 1 else torch.add(x, y * scale)
+
+
+def _linear(weights: dict[str, torch.Tensor], name: str) -> Linear:
+    return Linear(weights.pop(f"{name}.weight"), weights.pop(f"{name}.bias", None))

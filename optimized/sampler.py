@@ -1,0 +1,248 @@
+"""One token for each sequence that a step has brought to its end, all of them together.
+
+The definition is in ``SamplingParams``. What a request does not use costs nothing: its row is only argmaxed or drawn.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import NamedTuple
+
+import torch
+
+from optimized.philox import NOISE_MAX, NOISE_MIN, gumbel
+from optimized.sequence import Sequence
+from tandem.engine import TokenLogprobs
+
+NEVER = float("-inf")
+LOWEST_LOGPROB = -9999.0
+NOT_FINITE = "the model produced logits that are not finite numbers"
+NO_TOKEN_LEFT = "allowed_token_ids, bad_words and min_tokens together leave no token to generate"
+OVERFLOW = "repetition_penalty makes the logits overflow"
+
+
+class Sampled(NamedTuple):
+    """A row's token and report, or why there is none."""
+
+    token_id: int
+    logprobs: TokenLogprobs | None = None
+    error: str | None = None
+
+
+def sample(logits: torch.Tensor, sequences: list[Sequence], logprobs_mode: str) -> list[Sampled]:
+    """The next token of each sequence.
+
+    Args:
+        logits: float32 [N, V], one row a sequence; may be overwritten.
+        sequences: N of them.
+        logprobs_mode: ``raw_logprobs`` or ``processed_logprobs``.
+    """
+    greatest = logits.amax(dim=-1)
+    errors = _where_not_finite(greatest, NOT_FINITE)
+    reported = [i for i, s in enumerate(sequences) if s.request.sampling.logprobs is not None]
+    processed = logprobs_mode == "processed_logprobs"
+    raw = logits[reported].clone() if reported and not processed else None
+
+    edited = [i for i, s in enumerate(sequences) if _edits(s)]
+    if edited:
+        _apply_masks(logits, sequences, edited)
+        errors = _where_not_finite(logits[edited].amax(dim=-1), NO_TOKEN_LEFT, edited) | errors
+        _apply_penalties(logits, sequences, edited)
+        greatest = logits.amax(dim=-1)
+        errors = _where_not_finite(greatest, OVERFLOW) | errors
+    drawn = [i for i, s in enumerate(sequences) if s.request.sampling.temperature > 0 and i not in errors]
+    tokens = logits.argmax(dim=-1)  # the first of equals
+    if drawn:
+        z, rows = _filtered(logits, sequences, drawn)
+        tokens[rows] = _draw(z, [sequences[i] for i in drawn])
+        if processed:
+            logits[rows] = z
+    ids = tokens.tolist()
+    reports = _reports(logits if raw is None else raw, sequences, reported, ids, raw is not None)
+    return [Sampled(ids[i], reports.get(i), errors.get(i)) for i in range(len(sequences))]
+
+
+def _where_not_finite(greatest: torch.Tensor, error: str, rows: list[int] | None = None) -> dict[int, str]:
+    """Rows whose maximum is not finite: the maximum is NaN if any entry is."""
+    if bool(torch.isfinite(greatest).all()):
+        return {}
+    bad = (~torch.isfinite(greatest)).nonzero().squeeze(-1).tolist()
+    return {i if rows is None else rows[i]: error for i in bad}
+
+
+# ---------------------------------------------------------------------- steps 2 and 3
+
+
+def _edits(sequence: Sequence) -> bool:
+    """Whether masks, biases or penalties can change this sequence's logits now."""
+    s, request = sequence.request.sampling, sequence.request
+    return bool(
+        s.allowed_token_ids is not None
+        or request.bad_words_token_ids
+        or s.logit_bias
+        or sequence.num_output_tokens < s.min_tokens
+        or s.repetition_penalty != 1
+        or s.frequency_penalty
+        or s.presence_penalty
+    )
+
+
+def _apply_masks(logits: torch.Tensor, sequences: list[Sequence], rows: list[int]) -> None:
+    banned: tuple[list[int], list[int]] = ([], [])
+    biased: tuple[list[int], list[int], list[float]] = ([], [], [])
+    for row in rows:
+        sequence = sequences[row]
+        s, request = sequence.request.sampling, sequence.request
+        if s.allowed_token_ids is not None:
+            allowed = torch.tensor(list(s.allowed_token_ids), device=logits.device)
+            kept = logits[row, allowed]
+            logits[row] = NEVER
+            logits[row, allowed] = kept
+        never = [word[-1] for word in request.bad_words_token_ids if _ends_with(sequence, word[:-1])]
+        if sequence.num_output_tokens < s.min_tokens:
+            never += [*request.eos_token_ids, *s.stop_token_ids]
+        banned[0].extend([row] * len(never))
+        banned[1].extend(never)
+        for token_id, bias in (s.logit_bias or {}).items():
+            biased[0].append(row)
+            biased[1].append(token_id)
+            biased[2].append(min(max(bias, -100.0), 100.0))
+    if banned[0]:
+        logits[_ints(banned[0], logits), _ints(banned[1], logits)] = NEVER
+    if biased[0]:
+        at = (_ints(biased[0], logits), _ints(biased[1], logits))
+        logits[at] += torch.tensor(biased[2], device=logits.device)
+
+
+def _ends_with(sequence: Sequence, start: tuple[int, ...]) -> bool:
+    if not start:
+        return True
+    if len(start) > sequence.num_output_tokens:
+        return False
+    return sequence.token_ids[-len(start) :] == list(start)
+
+
+def _apply_penalties(logits: torch.Tensor, sequences: list[Sequence], rows: list[int]) -> None:
+    for row in rows:
+        sequence = sequences[row]
+        s = sequence.request.sampling
+        if s.repetition_penalty != 1:
+            seen = _ints(sorted(set(sequence.token_ids)), logits)
+            z = logits[row, seen]
+            logits[row, seen] = torch.where(z > 0, z / s.repetition_penalty, z * s.repetition_penalty)
+        if (s.frequency_penalty or s.presence_penalty) and sequence.num_output_tokens:
+            counts = Counter(sequence.output_ids)
+            ids = _ints(list(counts), logits)
+            count = torch.tensor(list(counts.values()), dtype=torch.float32, device=logits.device)
+            logits[row, ids] -= s.frequency_penalty * count + s.presence_penalty
+
+
+# ---------------------------------------------------------------------- steps 4 and 5
+
+
+def _filtered(logits: torch.Tensor, sequences: list[Sequence], drawn: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """``z`` [M, V] of the rows that are drawn, with dropped tokens at -inf; and the rows' numbers [M]."""
+    params = [sequences[i].request.sampling for i in drawn]
+    rows = _ints(drawn, logits)
+    z = logits[rows] / torch.tensor([p.temperature for p in params], device=logits.device)[:, None]
+    vocab = z.shape[1]
+    by_k = [i for i, p in enumerate(params) if 0 < p.top_k < vocab]
+    if by_k:
+        k = _ints([params[i].top_k for i in by_k], z)
+        best = z[by_k].topk(int(k.max()), dim=-1).values
+        least = best.gather(1, k[:, None] - 1)
+        z[by_k] = z[by_k].masked_fill(z[by_k] < least, NEVER)
+    by_p = [i for i, p in enumerate(params) if p.top_p < 1]
+    if by_p:
+        top_p = torch.tensor([params[i].top_p for i in by_p], dtype=torch.float64, device=z.device)
+        z[by_p] = z[by_p].masked_fill(z[by_p] < _least_within_mass(z[by_p], top_p), NEVER)
+    by_min = [i for i, p in enumerate(params) if p.min_p > 0]
+    if by_min:
+        min_p = torch.tensor([params[i].min_p for i in by_min], device=z.device)[:, None]
+        part = z[by_min]
+        z[by_min] = part.masked_fill(torch.exp(part - part.amax(-1, keepdim=True)) < min_p, NEVER)
+    return z, rows
+
+
+def _least_within_mass(z: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
+    """For each row of ``z`` [M, V] the least value that top-p keeps, [M, 1].
+
+    The last token in order that has less than ``top_p`` [M] before it is kept, and with it all that tie with it.
+    """
+    ordered = z.double().sort(dim=-1, descending=True).values
+    p = torch.softmax(ordered, dim=-1)
+    num_kept = (p.cumsum(-1) - p < top_p[:, None]).sum(-1, keepdim=True)
+    return ordered.gather(1, (num_kept - 1).clamp(min=0)).float()
+
+
+def _draw(z: torch.Tensor, sequences: list[Sequence]) -> torch.Tensor:
+    """Step 5 for rows ``z`` [M, V]: int64 [M].
+
+    A token that could not win with the greatest noise against the least noise of the likeliest token needs none.
+    """
+    z = z - z.amax(dim=-1, keepdim=True)
+    rows, tokens = torch.nonzero(z >= NOISE_MIN - NOISE_MAX, as_tuple=True)
+    position, choice, seed = (
+        _ints(values, z)[rows]
+        for values in (
+            [s.num_output_tokens for s in sequences],
+            [s.request.choice_index for s in sequences],
+            [_signed(s.request.seed) for s in sequences],
+        )
+    )
+    scores = torch.full_like(z, NEVER)
+    scores[rows, tokens] = z[rows, tokens] + gumbel(tokens, position, choice, seed)
+    return scores.argmax(dim=-1)
+
+
+def _signed(seed: int) -> int:
+    return seed - (1 << 64) if seed >= 1 << 63 else seed
+
+
+# ---------------------------------------------------------------------- log-probabilities
+
+
+def _reports(
+    logits: torch.Tensor, sequences: list[Sequence], rows: list[int], ids: list[int], is_subset: bool
+) -> dict[int, TokenLogprobs]:
+    if not rows:
+        return {}
+    chosen = logits if is_subset else logits[rows]
+    counts = [sequences[i].request.sampling.logprobs or 0 for i in rows]
+    return dict(zip(rows, report(chosen, [ids[i] for i in rows], counts), strict=True))
+
+
+def report(logits: torch.Tensor, token_ids: list[int], counts: list[int]) -> list[TokenLogprobs]:
+    """Reports on the tokens at the rows of ``logits`` [N, V], each with so many of the most likely tokens."""
+    logprobs = torch.log_softmax(logits, dim=-1)
+    chosen = logprobs.gather(1, _ints(token_ids, logits)[:, None])  # [N, 1]
+    ranks = (1 + (logprobs > chosen).sum(-1)).tolist()
+    top_ids, top_values = _top(logprobs, min(max(counts), logprobs.shape[1]))
+    return [
+        TokenLogprobs(
+            token_id, max(value, LOWEST_LOGPROB), rank, ids[:n], [max(v, LOWEST_LOGPROB) for v in values[:n]]
+        )
+        for token_id, (value,), rank, ids, values, n in zip(
+            token_ids, chosen.tolist(), ranks, top_ids, top_values, counts, strict=True
+        )
+    ]
+
+
+def _top(logprobs: torch.Tensor, count: int) -> tuple[list[list[int]], list[list[float]]]:
+    """The ``count`` greatest of each row, lower ids first among equals."""
+    if count == 0:
+        return [[] for _ in logprobs], [[] for _ in logprobs]
+    values, ids = logprobs.topk(count, dim=-1)
+    # topk promises no order among equals, nor which of those equal to the last it takes
+    tied_out = (logprobs == values[:, -1:]).sum(-1) > (values == values[:, -1:]).sum(-1)
+    for row in tied_out.nonzero().squeeze(-1).tolist():
+        candidates = (logprobs[row] >= values[row, -1]).nonzero().squeeze(-1)
+        order = logprobs[row, candidates].argsort(descending=True, stable=True)[:count]
+        ids[row], values[row] = candidates[order], logprobs[row, candidates[order]]
+    ids, by_id = ids.sort(dim=-1)
+    values, order = values.gather(1, by_id).sort(dim=-1, descending=True, stable=True)
+    return ids.gather(1, order).tolist(), values.tolist()
+
+
+def _ints(values: list[int], like: torch.Tensor) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.int64, device=like.device)

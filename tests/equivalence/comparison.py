@@ -1,0 +1,63 @@
+"""When two engines agree."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from reference import ReferenceEngine
+from reference.philox import gumbel_noise
+from reference.sampling import apply_filters, apply_masks, apply_penalties
+from tandem.engine import EngineRequest
+from tests.equivalence.helpers import Answer
+from tests.equivalence.tolerances import LOGPROBS, TIE
+
+
+def assert_same(reference: ReferenceEngine, request: EngineRequest, got: Answer, want: Answer) -> int:
+    """Both engines said the same; returns how often a tie made them part (then the rest may differ)."""
+    for i, (a, b) in enumerate(zip(got.token_ids, want.token_ids, strict=False)):
+        if a != b:
+            assert top_two_gap(reference, request, want.token_ids[:i]) < TIE, f"token {i}: {a} for {b} of {request}"
+            return 1
+    assert (got.token_ids, got.finish_reason, got.stop_token_id) == (
+        want.token_ids,
+        want.finish_reason,
+        want.stop_token_id,
+    ), request
+    assert (got.error is None) == (want.error is None)
+    for ours, theirs in ((got.logprobs, want.logprobs), (got.prompt_logprobs, want.prompt_logprobs)):
+        assert (ours is None) == (theirs is None), request
+        for a, b in zip(ours or [], theirs or [], strict=True):
+            assert_same_report(a, b)
+    return 0
+
+
+def assert_same_report(a: Any, b: Any) -> None:
+    if a is None or b is None:
+        assert a is b is None
+        return
+    assert a.token_id == b.token_id and abs(a.logprob - b.logprob) < LOGPROBS, (a, b)
+    assert len(a.top_ids) == len(b.top_ids)
+    for x, y in zip(a.top_logprobs, b.top_logprobs, strict=True):
+        assert abs(x - y) < LOGPROBS, (a, b)
+
+
+def top_two_gap(reference: ReferenceEngine, request: EngineRequest, output: list[int]) -> float:
+    """Difference between the two best scores of the reference, noise included, after ``output``."""
+    with torch.inference_mode():
+        ids = torch.tensor([*request.prompt_token_ids, *output])
+        logits = reference.model.logits(reference.model(ids, reference.model.new_cache())[-1:])[0]
+        best, second = best_two(logits, request, output)
+        return best - second
+
+
+def best_two(logits: torch.Tensor, request: EngineRequest, output: list[int]) -> tuple[float, float]:
+    """The two best scores of a row [V], noise included, as the reference computes them."""
+    z = apply_penalties(apply_masks(logits, request, output), request, output)
+    s = request.sampling
+    if s.temperature > 0:
+        z = apply_filters(z / s.temperature, s.top_k, s.top_p, s.min_p)
+        z = z + gumbel_noise(torch.arange(len(z)), request.seed, len(output), request.choice_index)
+    best, second = z.topk(2).values.tolist()
+    return best, second
