@@ -27,13 +27,14 @@ def add_command(commands: Any) -> None:
         description="Serve a model. Without MODEL, the small demonstration model that comes with Tandem.",
         allow_abbrev=False,
     )
-    _add_model_options(parser)
-    _add_scheduler_options(parser)
+    add_model_options(parser)
+    add_scheduler_options(parser)
     _add_server_options(parser)
     parser.set_defaults(run=run)
 
 
-def _add_model_options(parser: argparse.ArgumentParser) -> None:
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Options that say which model, and how it is loaded."""
     add = parser.add_argument_group("model and engine").add_argument
     add("model", nargs="?", default=None, metavar="MODEL", help="directory or hub id")
     add("--model", dest="model_option", metavar="MODEL", help="the same, as an option")
@@ -57,7 +58,8 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
     add("--trust-remote-code", action="store_true", help="refused: no code of a checkpoint is ever run")
 
 
-def _add_scheduler_options(parser: argparse.ArgumentParser) -> None:
+def add_scheduler_options(parser: argparse.ArgumentParser) -> None:
+    """Options of ``SchedulerOptions``."""
     add = parser.add_argument_group("scheduling (optimized engine)").add_argument
     default = SchedulerOptions()
     on_or_off = argparse.BooleanOptionalAction
@@ -185,18 +187,26 @@ def server_config(arguments: argparse.Namespace) -> ServerConfig:
     Raises:
         ConfigError: an option is malformed or contradicts another.
     """
-    options = vars(arguments)
-    if arguments.model and arguments.model_option:
-        raise ConfigError("--model", "the model is given twice")
-    check_backend(arguments.backend)
     keys = tuple(key for group in arguments.api_key for key in group)
-    options = options | {
-        "model": arguments.model or arguments.model_option or "",
+    options = vars(arguments) | {
+        "model": model_options(arguments),
         "api_keys": keys or tuple(filter(None, map(os.environ.get, KEY_VARIABLES))),
         "served_model_names": tuple(arguments.served_model_name),
     }
-    model = ModelOptions(**_fields(ModelOptions, options))
-    return ServerConfig(**(_fields(ServerConfig, options) | {"model": model}))
+    return ServerConfig(**_fields(ServerConfig, options))
+
+
+def model_options(arguments: argparse.Namespace) -> ModelOptions:
+    """The part of them that is about the model.
+
+    Raises:
+        ConfigError: an option is malformed or contradicts another.
+    """
+    if arguments.model and arguments.model_option:
+        raise ConfigError("--model", "the model is given twice")
+    check_backend(arguments.backend)
+    model = arguments.model or arguments.model_option or ""
+    return ModelOptions(**_fields(ModelOptions, vars(arguments) | {"model": model}))
 
 
 def expand_config_file(argv: list[str]) -> list[str]:
