@@ -14,22 +14,18 @@ ENGINES = {
     "optimized": ("optimized.engine", "OptimizedEngine"),
     "reference": ("reference.engine", "ReferenceEngine"),
 }
-AUTO = "optimized"
 
 ProgressCallback = Callable[[float], None]
 
 
-def check_backend(name: str) -> str:
-    """The engine's name that ``--backend`` stands for.
+def check_backend(name: str) -> None:
+    """Accept ``auto`` and the engines' names.
 
     Raises:
         ConfigError: there is no such engine.
     """
-    if name == "auto":
-        return AUTO
-    if name not in ENGINES:
+    if name not in ("auto", *ENGINES):
         raise ConfigError("--backend", f"{name!r} is not one of auto, {', '.join(ENGINES)}")
-    return name
 
 
 def create_engine(config: EngineConfig, on_progress: ProgressCallback | None = None) -> Engine:
@@ -39,9 +35,17 @@ def create_engine(config: EngineConfig, on_progress: ProgressCallback | None = N
         ConfigError: there is no such engine, or it cannot honour the configuration.
         CheckpointError: the weights cannot be loaded.
     """
-    module, name = ENGINES[check_backend(config.backend)]
+    check_backend(config.backend)
     # Compute threads that spin while they wait fight with every other process for the cores: on a busy machine a
     # small model is six times slower for it. Read when torch is loaded; whoever has set it knows better.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    module, name = ENGINES[_best_here() if config.backend == "auto" else config.backend]
     engine: Engine = getattr(import_module(module), name)(config, on_progress)
     return engine
+
+
+def _best_here() -> str:
+    """The optimized engine, except on machines with a GPU, which it cannot use yet."""
+    import torch
+
+    return "reference" if torch.cuda.is_available() else "optimized"
