@@ -12,6 +12,8 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 
+from optimized.kernels.activation import gated
+from optimized.kernels.rms_norm import rms_norm
 from optimized.linear import Linear
 from optimized.moe import MoeLayer
 from optimized.rotary import rotary_table
@@ -35,9 +37,7 @@ class Norm:
         self._weight = weight.float() + config.norm_offset if config.norm_float32 else weight + config.norm_offset
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        y = x.float()
-        y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + self._eps)
-        return (y * self._weight).to(x.dtype) if self._late_rounding else y.to(x.dtype) * self._weight
+        return rms_norm(x, self._weight, self._eps, late_rounding=self._late_rounding)[0]
 
 
 class Mlp:
@@ -49,8 +49,7 @@ class Mlp:
         self._activation = activation
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        gate, up = self._gate_up(x).chunk(2, dim=-1)
-        return self._down(activate(gate, self._activation).mul_(up))
+        return self._down(gated(self._gate_up(x), self._activation))
 
 
 class Layer:
@@ -154,13 +153,6 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
     if 2 * half < x.shape[-1]:
         y[..., 2 * half :] = x[..., 2 * half :]
     return y
-
-
-def activate(gate: torch.Tensor, name: Activation) -> torch.Tensor:
-    """The gate's nonlinearity, as a new tensor."""
-    if name == "silu":
-        return F.silu(gate)
-    return F.gelu(gate, approximate="tanh" if name == "gelu_tanh" else "none")
 
 
 def _add(x: torch.Tensor, y: torch.Tensor, scale: float) -> torch.Tensor:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 
+from optimized.kernels.activation import gated
 from optimized.linear import Linear
 from tandem.model_config import Activation, MoeConfig
 
@@ -46,8 +46,4 @@ class MoeLayer:
         return torch.zeros_like(x).index_add_(0, source, outputs)
 
     def _expert(self, expert: int, x: torch.Tensor) -> torch.Tensor:
-        gate, up = self._gate_up[expert](x).chunk(2, dim=-1)
-        if self._activation == "silu":
-            return self._down[expert](F.silu(gate) * up)
-        approximate = "tanh" if self._activation == "gelu_tanh" else "none"
-        return self._down[expert](F.gelu(gate, approximate=approximate) * up)
+        return self._down[expert](gated(self._gate_up[expert](x), self._activation))

@@ -1,0 +1,314 @@
+"""Filters and draw of ``SamplingParams``, steps 4 and 5, for many rows at once and without a sort.
+
+A value is kept by top-k or top-p if what lies strictly above it weighs less than a limit: each value weighs 1 and the
+limit is k, or it weighs its probability and the limit is the share ``top_p`` of all. The weight above x only falls as
+x grows, so the least value that is kept is found by bisection over the bits of a float, whose order is that of the
+numbers. Every pass also moves both ends of the interval to values that occur, so it ends after few passes, and
+exactly, with all ties.
+
+Dividing by a temperature keeps the order of logits, though it may make neighbours equal. So the search runs over
+logits; the least of them, divided, is the least z that is kept, and comparing z with it keeps what has become equal
+too.
+
+Probabilities are summed as integers, in units of 2**-42 of the greatest one: exact sums need no order to repeat.
+
+The second kernel cuts rows into pieces, so that a single row is drawn by many multiprocessors; they agree through an
+atomic maximum over (score, lowest id), which is the same in any order.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from optimized.kernels.compat import ceil_div, jit, next_power_of_2, tl, use_triton
+from optimized.philox import NOISE_MAX, NOISE_MIN, gumbel
+
+_LOW = 0xFFFFFFFF
+_FIRST = -(1 << 63) + _LOW  # the least score, and token 0
+_PIECE = 4096  # values of a row that are looked at together
+_MASS_SCALE = float(1 << 42)  # 2**20 tokens of probability 1 still fit into 62 bits
+
+
+class Drawn(NamedTuple):
+    """The token of each row, and what the filters left.
+
+    Attributes:
+        tokens: int64 [N].
+        least: float32 [N], the least z = logit / temperature that top-k and top-p keep; -inf where both are off, and
+            for greedy rows. Together with min-p it says what ``processed_logprobs`` normalizes over.
+    """
+
+    tokens: torch.Tensor
+    least: torch.Tensor
+
+
+def sample(
+    logits: torch.Tensor,
+    temperature: torch.Tensor,
+    top_k: torch.Tensor,
+    top_p: torch.Tensor,
+    min_p: torch.Tensor,
+    seeds: torch.Tensor,
+    positions: torch.Tensor,
+    choices: torch.Tensor,
+) -> Drawn:
+    """One token for each row.
+
+    Args:
+        logits: float32 [N, V], after masks and penalties; each row's maximum is finite, which the caller has checked.
+            Channels contiguous, V at most 2**20.
+        temperature: float32 [N]; 0 is greedy.
+        top_k: int64 [N]; off where it is below 1 or at least V.
+        top_p: float64 [N]; off where it is at least 1.
+        min_p: float32 [N]; off at 0.
+        seeds: int64 [N], the 64-bit keys as two's complement.
+        positions, choices: int64 [N], in [0, 2**32).
+    """
+    if use_triton(logits):
+        return _launch(logits, temperature, top_k, top_p, min_p, seeds, positions, choices)
+    return _twin(logits, temperature, top_k, top_p, min_p, seeds, positions, choices)
+
+
+def _twin(
+    logits: torch.Tensor,
+    temperature: torch.Tensor,
+    top_k: torch.Tensor,
+    top_p: torch.Tensor,
+    min_p: torch.Tensor,
+    seeds: torch.Tensor,
+    positions: torch.Tensor,
+    choices: torch.Tensor,
+) -> Drawn:
+    """With two sorts, in the order of the definition."""
+    never = float("-inf")
+    vocab = logits.shape[1]
+    greedy = temperature == 0
+    z = logits / torch.where(greedy, 1, temperature)[:, None]
+    has_k = (top_k > 0) & (top_k < vocab) & ~greedy
+    k = torch.where(has_k, top_k, 1)
+    by_k = z.sort(dim=-1, descending=True).values.gather(1, k[:, None] - 1)
+    by_k = by_k.masked_fill(~has_k[:, None], never)
+
+    ordered = z.masked_fill(z < by_k, never).double().sort(dim=-1, descending=True).values
+    p = torch.softmax(ordered, dim=-1)
+    num_kept = (p.cumsum(-1) - p < top_p[:, None]).sum(-1, keepdim=True)  # to the last of the last kept equals
+    by_p = ordered.gather(1, num_kept - 1).float()
+    by_p = by_p.masked_fill(((top_p >= 1) | greedy)[:, None], never)
+
+    least = torch.maximum(by_k, by_p)
+    kept = z >= least
+    z = z - z.amax(-1, keepdim=True)
+    kept &= torch.exp(z) >= min_p[:, None]
+    tokens = torch.arange(vocab, device=z.device)
+    noise = torch.stack([gumbel(tokens, *parts) for parts in zip(positions, choices, seeds, strict=True)])
+    scores = torch.where(greedy[:, None], z, (z + noise).masked_fill(~kept, never))
+    return Drawn(scores.argmax(-1), least.squeeze(1))
+
+
+def _launch(
+    logits: torch.Tensor,
+    temperature: torch.Tensor,
+    top_k: torch.Tensor,
+    top_p: torch.Tensor,
+    min_p: torch.Tensor,
+    seeds: torch.Tensor,
+    positions: torch.Tensor,
+    choices: torch.Tensor,
+) -> Drawn:
+    num_rows, vocab = logits.shape
+    greatest, least = torch.empty((2, num_rows), dtype=torch.float32, device=logits.device)
+    best = torch.empty(num_rows, dtype=torch.int64, device=logits.device)
+    piece = min(_PIECE, next_power_of_2(vocab))
+    if num_rows:
+        _filter_kernel[(num_rows,)](
+            logits,
+            temperature,
+            top_k,
+            top_p,
+            greatest,
+            least,
+            best,
+            logits.stride(0),
+            vocab,
+            FIRST=_FIRST,
+            MASS_SCALE=_MASS_SCALE,
+            BLOCK=piece,
+            num_warps=max(1, piece // 256),
+        )
+        _draw_kernel[(num_rows, ceil_div(vocab, piece))](
+            logits,
+            temperature,
+            min_p,
+            seeds,
+            positions,
+            choices,
+            greatest,
+            least,
+            best,
+            logits.stride(0),
+            vocab,
+            HOPELESS=NOISE_MIN - NOISE_MAX,
+            BLOCK=piece,
+            num_warps=max(1, piece // 512),
+        )
+    return Drawn(best.bitwise_not_().bitwise_and_(_LOW), least)
+
+
+@jit
+def _filter_kernel(  # type: ignore[no-untyped-def]
+    p_logits,
+    p_temperature,
+    p_top_k,
+    p_top_p,
+    p_greatest,
+    p_least,
+    p_best,
+    stride_logits,
+    vocab,
+    FIRST: tl.constexpr,
+    MASS_SCALE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    i_row = tl.program_id(0).to(tl.int64)
+    o_v = tl.arange(0, BLOCK)
+    p_logits += i_row * stride_logits
+    temperature = tl.load(p_temperature + i_row)
+    top_k = tl.load(p_top_k + i_row)
+    top_p = tl.load(p_top_p + i_row)
+
+    tl.store(p_best + i_row, FIRST)
+    tl.store(p_least + i_row, float("-inf"))
+    if temperature == 0:
+        return
+    b_greatest = tl.full([BLOCK], float("-inf"), tl.float32)
+    for o_start in range(0, vocab, BLOCK):
+        i_v = o_start + o_v
+        b_greatest = tl.maximum(b_greatest, tl.load(p_logits + i_v, mask=i_v < vocab, other=float("-inf")))
+    greatest = tl.max(b_greatest, axis=0)
+    tl.store(p_greatest + i_row, tl.div_rn(greatest, temperature))
+
+    has_k = (top_k > 0) & (top_k < vocab)
+    has_p = top_p < 1
+    least = float("-inf")
+    if has_k:
+        least = _least_kept(p_logits, vocab, greatest, temperature, least, top_k, False, MASS_SCALE, BLOCK)
+        least = tl.div_rn(least, temperature)
+    if has_p:
+        b_total = tl.zeros([BLOCK], tl.int64)
+        for o_start in range(0, vocab, BLOCK):
+            i_v = o_start + o_v
+            b_logit = tl.load(p_logits + i_v, mask=i_v < vocab, other=float("-inf"))
+            b_total += _mass(b_logit, greatest, temperature, least, MASS_SCALE)
+        share = top_p * tl.sum(b_total, axis=0).to(tl.float64)
+        limit = tl.ceil(share).to(tl.int64)  # an integer is below the one as it is below the other
+        by_p = _least_kept(p_logits, vocab, greatest, temperature, least, limit, True, MASS_SCALE, BLOCK)
+        least = tl.maximum(least, tl.div_rn(by_p, temperature))
+    tl.store(p_least + i_row, least)
+
+
+@jit
+def _least_kept(  # type: ignore[no-untyped-def]
+    p_logits,
+    vocab,
+    greatest,
+    temperature,
+    left,  # the least z that has any mass
+    limit,
+    BY_MASS: tl.constexpr,
+    MASS_SCALE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """The least logit of which all that is strictly greater weighs less than ``limit`` > 0."""
+    o_v = tl.arange(0, BLOCK)
+    low = tl.full([], -2139095042, tl.int64)  # up to here nothing is kept; at first the order of -inf, less one
+    high = _order(greatest).to(tl.int64)  # a value that is kept
+    while low + 1 < high:
+        middle = (low + high) >> 1
+        b_weight = tl.zeros([BLOCK], tl.int64)
+        b_below = tl.full([BLOCK], -(1 << 31), tl.int32)  # greatest values up to the middle
+        b_above = tl.full([BLOCK], (1 << 31) - 1, tl.int32)  # least values above it
+        for o_start in range(0, vocab, BLOCK):
+            i_v = o_start + o_v
+            b_logit = tl.load(p_logits + i_v, mask=i_v < vocab, other=float("-inf"))
+            b_order = _order(b_logit)
+            m_above = b_order > middle
+            if BY_MASS:
+                b_weight += tl.where(m_above, _mass(b_logit, greatest, temperature, left, MASS_SCALE), 0)
+            else:
+                b_weight += m_above.to(tl.int64)
+            b_above = tl.minimum(b_above, tl.where(m_above, b_order, (1 << 31) - 1))
+            b_below = tl.maximum(b_below, tl.where(m_above, -(1 << 31), b_order))
+        above = tl.min(b_above, axis=0).to(tl.int64)
+        below = tl.max(b_below, axis=0).to(tl.int64)
+        if tl.sum(b_weight, axis=0) >= limit:
+            low = above - 1
+        elif below > low:
+            high = below
+        else:
+            low = above - 1
+            high = above
+    return _number(high.to(tl.int32))
+
+
+@jit
+def _mass(b_logit, greatest, temperature, left, MASS_SCALE: tl.constexpr):  # type: ignore[no-untyped-def]
+    b_z = tl.div_rn(b_logit, temperature)
+    b_mass = tl.exp(b_z - tl.div_rn(greatest, temperature)) * MASS_SCALE
+    return tl.where(b_z >= left, b_mass, 0.0).to(tl.int64)
+
+
+@jit
+def _order(x):  # type: ignore[no-untyped-def]
+    """int32 in the order of the floats ``x``."""
+    bits = x.to(tl.int32, bitcast=True)
+    return tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+
+
+@jit
+def _number(order):  # type: ignore[no-untyped-def]
+    """The float that ``_order`` maps to ``order``."""
+    return tl.where(order < 0, order ^ 0x7FFFFFFF, order).to(tl.float32, bitcast=True)
+
+
+@jit
+def _draw_kernel(  # type: ignore[no-untyped-def]
+    p_logits,
+    p_temperature,
+    p_min_p,
+    p_seeds,
+    p_positions,
+    p_choices,
+    p_greatest,
+    p_least,
+    p_best,
+    stride_logits,
+    vocab,
+    HOPELESS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    i_row, i_piece = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    i_v = i_piece * BLOCK + tl.arange(0, BLOCK)
+    temperature = tl.load(p_temperature + i_row)
+    b_score = tl.load(p_logits + i_row * stride_logits + i_v, mask=i_v < vocab, other=float("-inf"))
+    m_v = i_v < vocab
+    if temperature > 0:
+        b_z = tl.div_rn(b_score, temperature)
+        b_score = b_z - tl.load(p_greatest + i_row)
+        m_v = m_v & (b_z >= tl.load(p_least + i_row)) & (b_score >= HOPELESS)
+        m_v = m_v & (tl.exp(b_score) >= tl.load(p_min_p + i_row))
+        if tl.max(m_v.to(tl.int32), axis=0) == 0:
+            return
+        seed = tl.load(p_seeds + i_row)
+        b_zero = tl.zeros([BLOCK], tl.uint32)
+        b_position = b_zero + tl.load(p_positions + i_row).to(tl.uint32)
+        b_choice = b_zero + tl.load(p_choices + i_row).to(tl.uint32)
+        b_word, _, _, _ = tl.philox(seed, i_v.to(tl.uint32), b_position, b_choice, b_zero)
+        b_u = ((b_word >> 9).to(tl.float32) + 0.5) * (1.0 / (1 << 23))
+        b_score = b_score - tl.log(-tl.log(b_u))
+
+    b_score = tl.where(b_score == 0, 0.0, b_score)  # -0 equals 0, but its bits lie below
+    b_best = (_order(b_score).to(tl.int64) << 32) | (i_v.to(tl.int64) ^ 0xFFFFFFFF)  # of equals the lowest id
+    best = tl.max(tl.where(m_v, b_best, -(1 << 63)), axis=0)
+    tl.atomic_max(p_best + i_row, best)

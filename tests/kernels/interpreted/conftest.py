@@ -1,0 +1,30 @@
+"""Unwritten memory is NaN: an op that returns what it did not compute fails loudly."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from hypothesis import Phase, settings
+
+from optimized.kernels.compat import INTERPRETED
+
+# for planted bugs, whose smallest example nobody reads
+settings.register_profile("unshrunk", settings.get_profile("default"), phases=[Phase.generate], database=None)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interpreter_and_poison() -> Iterator[None]:
+    assert INTERPRETED, "run through tests/kernels/test_equal_to_twin.py, or with TRITON_INTERPRET=1"
+    torch.set_num_threads(1)
+    empty = torch.empty
+
+    def poisoned(*size: Any, **options: Any) -> torch.Tensor:
+        x = empty(*size, **options)
+        return x.fill_(float("nan") if x.is_floating_point() else -(1 << 30))
+
+    with mock.patch("torch.empty", poisoned):
+        yield
