@@ -15,12 +15,13 @@ from optimized.memory import budget
 from optimized.model import Model
 from optimized.row_cache import RowCache
 from optimized.sampler import NOT_FINITE, Sampled, report, sample
-from optimized.scheduler import Schedule, Scheduler, SchedulerConfig
+from optimized.scheduler import Schedule, Scheduled, Scheduler, SchedulerConfig
 from optimized.sequence import Sequence
 from optimized.weights import fuse
 from tandem.checkpoint import iterate_weights
 from tandem.config import EngineConfig
 from tandem.engine import EngineInfo, EngineOutput, EngineRequest, EngineStats, FinishReason, TokenLogprobs
+from tandem.sampling_params import SamplingParams
 
 logger = logging.getLogger(__name__)
 
@@ -120,6 +121,27 @@ class OptimizedEngine:
         self._report_prompts(batch, x)
         sampled = self._sample(batch, x)
         return self._update(schedule, sampled)
+
+    @torch.inference_mode()
+    def trace(self, token_ids: list[int]) -> list[torch.Tensor]:
+        """As one prefill of a cache of its own."""
+        config, length = self.config.model, len(token_ids)
+        request = EngineRequest(
+            request_id="", prompt_token_ids=token_ids, sampling=SamplingParams(), max_tokens=0, seed=0
+        )
+        sequence = Sequence(request, (0, 0))
+        sequence.row = 0
+        batch = build_batch(Schedule([Scheduled(sequence, length)]), self.model.device)
+        cache = RowCache(config, 1, length, 0, self.scheduler.config.block_size, self.model.dtype)
+        prepared = plan(config, batch, length)
+        stream: list[torch.Tensor] = []
+        x = self.model.forward(
+            batch.token_ids,
+            batch.positions,
+            lambda layer, q, k, v: attend(config, layer, q, k, v, cache.layers[layer], batch, prepared),
+            lambda x: stream.append(x.float()),
+        )
+        return [*stream, self.model.logits(x)]
 
     def close(self) -> None:
         if hasattr(self, "model"):

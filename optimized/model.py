@@ -121,16 +121,27 @@ class Model:
         }
         self._tables = [tables[config.rope_of(layer)] for layer in range(config.num_layers)]
 
-    def forward(self, token_ids: torch.Tensor, positions: torch.Tensor, attend: Attend) -> torch.Tensor:
-        """Hidden states [T, D] of tokens [T] at positions [T]."""
+    def forward(
+        self,
+        token_ids: torch.Tensor,
+        positions: torch.Tensor,
+        attend: Attend,
+        seen: Callable[[torch.Tensor], None] = lambda x: None,
+    ) -> torch.Tensor:
+        """Hidden states [T, D] of tokens [T] at positions [T].
+
+        ``seen`` is shown the residual stream after the embedding and after each layer.
+        """
         x = F.embedding(token_ids, self._embedding)
         if self.config.embedding_scale != 1:
             x = x * self._scale
+        seen(x)
         rotations: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         for layer, (cos, sin) in zip(self._layers, self._tables, strict=True):
             if id(cos) not in rotations:
                 rotations[id(cos)] = (cos[positions, None], sin[positions, None])  # [T, 1, R/2]
             x = layer(x, *rotations[id(cos)], attend)
+            seen(x)
         return self._norm(x)
 
     def logits(self, x: torch.Tensor) -> torch.Tensor:

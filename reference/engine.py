@@ -113,6 +113,13 @@ class ReferenceEngine:
                 del self._running[output.request_id]
         return outputs
 
+    @torch.inference_mode()
+    def trace(self, token_ids: list[int]) -> list[torch.Tensor]:
+        stream: list[torch.Tensor] = []
+        ids = torch.tensor(token_ids, device=self.model.device)
+        x = self.model.forward(ids, self.model.new_cache(), lambda x: stream.append(x.float().cpu()))
+        return [*stream, self.model.logits(x).cpu()]
+
     def close(self) -> None:
         self._waiting.clear()
         self._running.clear()

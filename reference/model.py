@@ -6,6 +6,8 @@ size, H heads, H_kv key-value heads, d head size, R rotated channels, I intermed
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
@@ -85,13 +87,20 @@ class Model(nn.Module):
         """An empty cache for one sequence."""
         return KVCache(self.config, self.dtype, self.device)
 
-    def forward(self, token_ids: torch.Tensor, kv: KVCache) -> torch.Tensor:
-        """Compute the tokens [T] that follow those in ``kv``; returns their hidden states [T, D], extends ``kv``."""
+    def forward(
+        self, token_ids: torch.Tensor, kv: KVCache, seen: Callable[[torch.Tensor], None] = lambda x: None
+    ) -> torch.Tensor:
+        """Compute the tokens [T] that follow those in ``kv``; returns their hidden states [T, D], extends ``kv``.
+
+        ``seen`` is shown the residual stream after the embedding and after each layer.
+        """
         scale = torch.tensor(self.config.embedding_scale, dtype=self.dtype, device=self.device)
         x = self.model.embed_tokens(token_ids) * scale  # [T, D]
+        seen(x)
         p = torch.arange(kv.num_tokens, kv.num_tokens + len(token_ids), device=self.device)  # [T]
         for layer, rope in zip(self.model.layers, self.ropes, strict=True):
             x = layer(x, p, rope, kv)
+            seen(x)
         kv.advance(len(token_ids))
         return self.model.norm(x)  # type: ignore[no-any-return]
 

@@ -15,7 +15,7 @@ num_scheduled_tokens   tokens a step computes for one request
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import msgspec
 
@@ -182,6 +182,15 @@ class Engine(Protocol):
 
         At most one output per request. After an output with ``finish_reason`` the request is forgotten and its id may
         be used again. With nothing to do it returns an empty sequence at once. Outputs belong to the caller.
+        """
+        ...
+
+    def trace(self, token_ids: list[int]) -> list[Any]:
+        """What one forward pass over ``token_ids`` computes, for comparing engines; no request notices it.
+
+        Returns:
+            Float32 tensors on the CPU: the residual stream [T, D] after the embedding and after each layer, then the
+            logits [T, V].
         """
         ...
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import tandem
-from tandem.cli import bench, serve
+from tandem.cli import bench, compare, serve
 from tandem.errors import TandemError
 
 USER_ERROR = 1
@@ -28,6 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     serve.add_command(commands)
     bench.add_command(commands)
+    compare.add_command(commands)
     try:
         arguments = parser.parse_args(_expand(sys.argv[1:] if argv is None else list(argv)))
         status: int = arguments.run(arguments)
