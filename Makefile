@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: serve test lint demo-model score-demo-model clean
+.PHONY: serve test lint bench demo-model score-demo-model clean
 
 serve: $(VENV)/installed
 	$(BIN)/tandem serve $(ARGS)
@@ -16,6 +16,10 @@ lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Engines against each other and transformers on random weights; needs a quiet machine.
+bench: $(VENV)/installed-dev
+	$(BIN)/python -m tests.benchmarks.engines $(ARGS)
 
 # Writes the bundled model anew from dialogues that a seeded script makes: about an hour on two cores.
 demo-model: $(VENV)/installed
