@@ -14,12 +14,12 @@ from tests.equivalence.helpers import Answer
 from tests.equivalence.tolerances import LOGPROBS, TIE
 
 
-def assert_same(reference: ReferenceEngine, request: EngineRequest, got: Answer, want: Answer) -> int:
-    """Both engines said the same; returns how often a tie made them part (then the rest may differ)."""
+def assert_same(reference: ReferenceEngine, request: EngineRequest, got: Answer, want: Answer) -> None:
+    """Both engines said the same, up to the first tie that made them part; after it the rest may differ."""
     for i, (a, b) in enumerate(zip(got.token_ids, want.token_ids, strict=False)):
         if a != b:
             assert top_two_gap(reference, request, want.token_ids[:i]) < TIE, f"token {i}: {a} for {b} of {request}"
-            return 1
+            return
     assert (got.token_ids, got.finish_reason, got.stop_token_id) == (
         want.token_ids,
         want.finish_reason,
@@ -30,7 +30,6 @@ def assert_same(reference: ReferenceEngine, request: EngineRequest, got: Answer,
         assert (ours is None) == (theirs is None), request
         for a, b in zip(ours or [], theirs or [], strict=True):
             assert_same_report(a, b)
-    return 0
 
 
 def assert_same_report(a: Any, b: Any) -> None:
