@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from optimized.batch import Batch, Chunk
+from optimized.rotary import Table
 from tandem.model_config import ModelConfig
 
 ALIGN = 32  # decodes look at a multiple of so many tokens, so that shapes repeat
@@ -23,6 +24,7 @@ class AttentionPlan:
     """What all layers of a step share.
 
     Attributes:
+        rotations: of each layer, the cosine and sine of each token, float32 [T, 1, R/2].
         slots: int64 [T · H_kv], where each token's heads go in a layer's flattened keys.
         num_rows: rows that the decodes span.
         rows: int64 [D], the decodes' rows; None if they are 0 … D-1.
@@ -30,6 +32,7 @@ class AttentionPlan:
         hidden: by window, bool [num_rows, 1, 1, length], what a decode must not see.
     """
 
+    rotations: list[Table]
     slots: torch.Tensor
     num_rows: int
     rows: torch.Tensor | None
@@ -37,13 +40,16 @@ class AttentionPlan:
     hidden: dict[int | None, torch.Tensor]
 
 
-def plan(config: ModelConfig, batch: Batch, capacity: int) -> AttentionPlan:
-    """Prepare a step."""
+def plan(config: ModelConfig, tables: list[Table], batch: Batch, capacity: int) -> AttentionPlan:
+    """Prepare a step: ``tables`` are those of the layers, ``capacity`` the tokens of a row."""
+    at = batch.positions
+    distinct = {id(table): (table[0][at, None], table[1][at, None]) for table in dict.fromkeys(tables)}
+    rotations = [distinct[id(table)] for table in tables]
     heads = torch.arange(config.num_kv_heads)
     slots = ((batch.rows[:, None] * config.num_kv_heads + heads) * capacity + batch.positions[:, None]).flatten()
     count = len(batch.decodes)
     if not count:
-        return AttentionPlan(slots, 0, None, 0, {})
+        return AttentionPlan(rotations, slots, 0, None, 0, {})
     rows, contexts = batch.rows[:count], batch.positions[:count] + 1
     num_rows = batch.decodes[-1].row + 1
     length = min(capacity, -(-int(contexts.max()) // ALIGN) * ALIGN)
@@ -55,7 +61,7 @@ def plan(config: ModelConfig, batch: Batch, capacity: int) -> AttentionPlan:
         if window is not None:
             outside = outside | (j < seen - window)
         hidden[window] = outside.view(num_rows, 1, 1, length)
-    return AttentionPlan(slots, num_rows, None if num_rows == count else rows, length, hidden)
+    return AttentionPlan(rotations, slots, num_rows, None if num_rows == count else rows, length, hidden)
 
 
 def attend(
@@ -68,7 +74,7 @@ def attend(
     batch: Batch,
     plan: AttentionPlan,
 ) -> torch.Tensor:
-    """Write the step's keys and values, then attend.
+    """Rotate queries and keys, write the step's keys and values, then attend.
 
     Args:
         q: [T, H, d]; k, v: [T, H_kv, d].
@@ -78,6 +84,7 @@ def attend(
         [T, H · d].
     """
     d = config.head_dim
+    q, k = (_rotate(x, *plan.rotations[layer]) for x in (q, k))
     for rows, new in zip(cache, (k, v), strict=True):
         rows.view(-1, d).index_copy_(0, plan.slots, new.reshape(-1, d))
     count = len(batch.decodes)
@@ -87,6 +94,18 @@ def attend(
     for chunk in batch.prefills:
         parts.append(_prefill(config, config.windows[layer], q[chunk.start : chunk.end], cache, chunk))
     return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Turn the channel pairs (i, i + R/2) of ``x`` [T, heads, d] by angles [T, 1, R/2], in float32."""
+    half = cos.shape[-1]
+    y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    a, b = x[..., :half].float(), x[..., half : 2 * half].float()
+    y[..., :half] = a * cos - b * sin
+    y[..., half : 2 * half] = b * cos + a * sin
+    if 2 * half < x.shape[-1]:
+        y[..., 2 * half :] = x[..., 2 * half :]
+    return y
 
 
 def _decode(

@@ -8,11 +8,12 @@ from collections.abc import Sequence as Sized
 
 import torch
 
-from optimized.attention_cpu import attend, plan
 from optimized.batch import Batch, build_batch
 from optimized.block_pool import BlockPool
+from optimized.kv_cache import KVCache
 from optimized.memory import budget
 from optimized.model import Model
+from optimized.rotary import rotary_tables
 from optimized.row_cache import RowCache
 from optimized.sampler import NOT_FINITE, Sampled, report, sample
 from optimized.scheduler import Schedule, Scheduled, Scheduler, SchedulerConfig
@@ -47,7 +48,7 @@ class OptimizedEngine:
         with torch.inference_mode():
             weights = fuse(config.model, iterate_weights(config, device, on_progress))
             num_parameters = sum(w.numel() for w in weights.values())
-            self.model = Model(config.model, weights, config.max_model_len)
+            self.model = Model(config.model, weights)
         room = budget(config, device)
         logger.info("%s", room)
         self.scheduler = Scheduler(
@@ -61,14 +62,9 @@ class OptimizedEngine:
             ),
             BlockPool(room.num_blocks, limits.enable_prefix_caching),
         )
-        self.cache = RowCache(
-            config.model,
-            limits.max_num_seqs,
-            config.max_model_len,
-            room.num_blocks if limits.enable_prefix_caching else 0,
-            limits.block_size,
-            self.model.dtype,
-        )
+        self._tables = rotary_tables(config.model, config.max_model_len, device)
+        num_kept = room.num_blocks if limits.enable_prefix_caching else 0
+        self.cache = self._new_cache(limits.max_num_seqs, config.max_model_len, num_kept)
         self._info = EngineInfo(
             backend="optimized",
             device=str(device),
@@ -125,27 +121,25 @@ class OptimizedEngine:
     @torch.inference_mode()
     def trace(self, token_ids: list[int]) -> list[torch.Tensor]:
         """As one prefill of a cache of its own."""
-        config, length = self.config.model, len(token_ids)
+        length = len(token_ids)
         request = EngineRequest(
             request_id="", prompt_token_ids=token_ids, sampling=SamplingParams(), max_tokens=0, seed=0
         )
         sequence = Sequence(request, (0, 0))
         sequence.row = 0
         batch = build_batch(Schedule([Scheduled(sequence, length)]), self.model.device)
-        cache = RowCache(config, 1, length, 0, self.scheduler.config.block_size, self.model.dtype)
-        prepared = plan(config, batch, length)
+        attend = self._new_cache(1, length, 0).attention(batch)
         stream: list[torch.Tensor] = []
-        x = self.model.forward(
-            batch.token_ids,
-            batch.positions,
-            lambda layer, q, k, v: attend(config, layer, q, k, v, cache.layers[layer], batch, prepared),
-            lambda x: stream.append(x.float()),
-        )
+        x = self.model.forward(batch.token_ids, attend, lambda x: stream.append(x.float()))
         return [*stream, self.model.logits(x)]
 
     def close(self) -> None:
         if hasattr(self, "model"):
             del self.model, self.cache
+
+    def _new_cache(self, num_rows: int, capacity: int, num_blocks: int) -> KVCache:
+        size, dtype = self.scheduler.config.block_size, self.model.dtype
+        return RowCache(self.config.model, num_rows, capacity, num_blocks, size, dtype, self._tables)
 
     # ------------------------------------------------------------------ the parts of a step
 
@@ -161,12 +155,7 @@ class OptimizedEngine:
     def _forward(self, batch: Batch) -> torch.Tensor:
         """Hidden states [T, D]."""
         self._num_step_tokens = batch.num_tokens
-        config, prepared = self.config.model, plan(self.config.model, batch, self.config.max_model_len)
-
-        def write_and_attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-            return attend(config, layer, q, k, v, self.cache.layers[layer], batch, prepared)
-
-        return self.model.forward(batch.token_ids, batch.positions, write_and_attend)
+        return self.model.forward(batch.token_ids, self.cache.attention(batch))
 
     def _report_prompts(self, batch: Batch, x: torch.Tensor) -> None:
         """Log-probabilities of the prompt tokens that follow this step's, for requests that ask for them."""

@@ -1,7 +1,8 @@
 """The decoder over a flat batch of tokens from many sequences. Weights that read the same input are one matrix.
 
-Letters in shapes: T tokens of the step, D hidden size, H heads, H_kv key-value heads, d head size, R channels that
-are rotated.
+Where tokens stand and what they may see is the cache's business: layers hand queries, keys and values to it.
+
+Letters in shapes: T tokens of the step, D hidden size, H heads, H_kv key-value heads, d head size.
 """
 
 from __future__ import annotations
@@ -14,12 +15,10 @@ import torch.nn.functional as F
 
 from optimized.kernels.activation import gated
 from optimized.kernels.rms_norm import rms_norm
+from optimized.kv_cache import Attend
 from optimized.linear import Linear
 from optimized.moe import MoeLayer
-from optimized.rotary import rotary_table
 from tandem.model_config import Activation, ModelConfig
-
-Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 class FeedForward(Protocol):
@@ -37,7 +36,11 @@ class Norm:
         self._weight = weight.float() + config.norm_offset if config.norm_float32 else weight + config.norm_offset
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return rms_norm(x, self._weight, self._eps, late_rounding=self._late_rounding)[0]
+        return self.of_sum(x, None, 1)[0]
+
+    def of_sum(self, x: torch.Tensor, y: torch.Tensor | None, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """The norm of x + scale · y, and that sum."""
+        return rms_norm(x, self._weight, self._eps, late_rounding=self._late_rounding, added=y, added_scale=scale)
 
 
 class Mlp:
@@ -65,23 +68,35 @@ class Layer:
             None if config.qk_norm == "none" else Norm(weights.pop(f"{prefix}self_attn.{name}.weight"), config)
             for name in ("q_norm", "k_norm")
         )
-        self._norms = [name and Norm(weights.pop(f"{prefix}{name}.weight"), config) for name in config.norm_names]
+        self._norms = [
+            Norm(weights.pop(f"{prefix}{name}.weight"), config) if name else None for name in config.norm_names
+        ]
         self._feed_forward: FeedForward
         if config.moe is not None and config.sparse_layers[layer]:
             self._feed_forward = MoeLayer(weights, f"{prefix}{config.moe.block_name}.", config.moe, config.activation)
         else:
             self._feed_forward = Mlp(weights, f"{prefix}mlp.", config.activation)
 
-    def __call__(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, attend: Attend) -> torch.Tensor:
-        """[T, D] → [T, D] with the rotation [T, R/2] of each token; ``attend`` also writes keys and values."""
-        before_attn, after_attn, before_mlp, after_mlp = self._norms
-        r = self.config.residual_scale
-        y = self._attention(before_attn(x) if before_attn else x, cos, sin, attend)
-        x = _add(x, after_attn(y) if after_attn else y, r)
-        y = self._feed_forward(before_mlp(x) if before_mlp else x)
-        return _add(x, after_mlp(y) if after_mlp else y, r)
+    def __call__(self, x: torch.Tensor, y: torch.Tensor | None, attend: Attend) -> tuple[torch.Tensor, torch.Tensor]:
+        """The residual stream and what is yet to be added to it, before the layer → the same two after it.
 
-    def _attention(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, attend: Attend) -> torch.Tensor:
+        Each is [T, D]. The addition waits for the norm behind it, which takes it along in one pass.
+        """
+        before_attn, after_attn, before_mlp, after_mlp = self._norms
+        h, x = self._enter(before_attn, x, y)
+        y = self._attention(h, attend)
+        h, x = self._enter(before_mlp, x, after_attn(y) if after_attn else y)
+        y = self._feed_forward(h)
+        return x, after_mlp(y) if after_mlp else y
+
+    def _enter(self, norm: Norm | None, x: torch.Tensor, y: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """What a branch reads, and the residual stream with ``y`` added."""
+        if norm is not None:
+            return norm.of_sum(x, y, self.config.residual_scale)
+        x = x if y is None else _add(x, y, self.config.residual_scale)
+        return x, x
+
+    def _attention(self, x: torch.Tensor, attend: Attend) -> torch.Tensor:
         c = self.config
         q_size, kv_size = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
         qkv = self._qkv(x)  # [T, (H + 2 H_kv) d]
@@ -93,7 +108,7 @@ class Layer:
         if c.qk_norm == "head":
             assert self._q_norm and self._k_norm
             q, k = self._q_norm(q), self._k_norm(k)
-        return self._o(attend(self._layer, rotate(q, cos, sin), rotate(k, cos, sin), v))
+        return self._o(attend(self._layer, q, k, v))
 
 
 class Model:
@@ -102,10 +117,9 @@ class Model:
     Args:
         config: the architecture.
         weights: as ``fuse`` returns them; emptied, so that packed copies are the only ones.
-        max_model_len: positions that have a rotation.
     """
 
-    def __init__(self, config: ModelConfig, weights: dict[str, torch.Tensor], max_model_len: int) -> None:
+    def __init__(self, config: ModelConfig, weights: dict[str, torch.Tensor]) -> None:
         self.config = config
         self._embedding = weights.pop("model.embed_tokens.weight")
         self.dtype, self.device = self._embedding.dtype, self._embedding.device
@@ -114,35 +128,31 @@ class Model:
         self._head = Linear(head)
         self._norm = Norm(weights.pop("model.norm.weight"), config)
         self._layers = [Layer(config, layer, weights) for layer in range(config.num_layers)]
-        tables = {
-            rope: tuple(x.to(self.device) for x in rotary_table(rope, max_model_len))
-            for rope in (config.rope, config.local_rope)
-            if rope is not None
-        }
-        self._tables = [tables[config.rope_of(layer)] for layer in range(config.num_layers)]
 
     def forward(
         self,
         token_ids: torch.Tensor,
-        positions: torch.Tensor,
         attend: Attend,
-        seen: Callable[[torch.Tensor], None] = lambda x: None,
+        seen: Callable[[torch.Tensor], None] | None = None,
     ) -> torch.Tensor:
-        """Hidden states [T, D] of tokens [T] at positions [T].
+        """Hidden states [T, D] of tokens [T].
 
         ``seen`` is shown the residual stream after the embedding and after each layer.
         """
         x = F.embedding(token_ids, self._embedding)
         if self.config.embedding_scale != 1:
             x = x * self._scale
-        seen(x)
-        rotations: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        for layer, (cos, sin) in zip(self._layers, self._tables, strict=True):
-            if id(cos) not in rotations:
-                rotations[id(cos)] = (cos[positions, None], sin[positions, None])  # [T, 1, R/2]
-            x = layer(x, *rotations[id(cos)], attend)
-            seen(x)
-        return self._norm(x)
+        y: torch.Tensor | None = None
+        for layer in self._layers:
+            if seen:
+                seen(self._sum(x, y))
+            x, y = layer(x, y, attend)
+        if seen:
+            seen(self._sum(x, y))
+        return self._norm.of_sum(x, y, self.config.residual_scale)[0]
+
+    def _sum(self, x: torch.Tensor, y: torch.Tensor | None) -> torch.Tensor:
+        return x if y is None else _add(x, y, self.config.residual_scale)
 
     def logits(self, x: torch.Tensor) -> torch.Tensor:
         """Scores of the next token, float32 [T, V], from hidden states [T, D]."""
@@ -152,18 +162,6 @@ class Model:
         if (cap := self.config.logit_softcap) is not None:
             z = torch.tanh(z / cap) * cap
         return z
-
-
-def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Turn the channel pairs (i, i + R/2) of ``x`` [T, heads, d] by angles [T, 1, R/2], in float32."""
-    half = cos.shape[-1]
-    y = torch.empty_like(x, memory_format=torch.contiguous_format)
-    a, b = x[..., :half].float(), x[..., half : 2 * half].float()
-    y[..., :half] = a * cos - b * sin
-    y[..., half : 2 * half] = b * cos + a * sin
-    if 2 * half < x.shape[-1]:
-        y[..., 2 * half :] = x[..., 2 * half :]
-    return y
 
 
 def _add(x: torch.Tensor, y: torch.Tensor, scale: float) -> torch.Tensor:

@@ -6,10 +6,20 @@ import math
 
 import torch
 
-from tandem.model_config import RopeConfig
+from tandem.model_config import ModelConfig, RopeConfig
+
+Table = tuple[torch.Tensor, torch.Tensor]  # cosine and sine, each float32 [max_model_len, R/2]
 
 
-def rotary_table(c: RopeConfig, max_model_len: int) -> tuple[torch.Tensor, torch.Tensor]:
+def rotary_tables(config: ModelConfig, max_model_len: int, device: torch.device) -> list[Table]:
+    """The table of each layer; layers that rotate alike share one."""
+    ropes = [config.rope_of(layer) for layer in range(config.num_layers)]
+    tables = {rope: rotary_table(rope, max_model_len) for rope in set(ropes)}
+    on_device = {rope: (cos.to(device), sin.to(device)) for rope, (cos, sin) in tables.items()}
+    return [on_device[rope] for rope in ropes]
+
+
+def rotary_table(c: RopeConfig, max_model_len: int) -> Table:
     """Cosine and sine, each float32 [max_model_len, R/2] for R rotated channels."""
     position = torch.arange(max_model_len, dtype=torch.float32)
     if c.type == "dynamic":

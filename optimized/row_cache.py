@@ -13,6 +13,10 @@ import mmap
 
 import torch
 
+from optimized.attention_cpu import attend, plan
+from optimized.batch import Batch
+from optimized.kv_cache import Attend
+from optimized.rotary import Table
 from tandem.errors import CheckpointError
 from tandem.model_config import ModelConfig
 
@@ -29,16 +33,25 @@ class RowCache:
         capacity: tokens of a row.
         num_blocks, block_size: of the pool whose contents are kept; ``num_blocks=0`` keeps none.
         dtype: of keys and values.
+        tables: each layer's rotation.
 
     Attributes:
         layers: for each layer the keys and the values, each [num_rows, H_kv, capacity, d].
     """
 
     def __init__(
-        self, config: ModelConfig, num_rows: int, capacity: int, num_blocks: int, block_size: int, dtype: torch.dtype
+        self,
+        config: ModelConfig,
+        num_rows: int,
+        capacity: int,
+        num_blocks: int,
+        block_size: int,
+        dtype: torch.dtype,
+        tables: list[Table],
     ) -> None:
         heads, d, layers = config.num_kv_heads, config.head_dim, config.num_layers
         self.block_size = block_size
+        self._config, self._capacity, self._tables = config, capacity, tables
         shape = (layers, 2, num_rows, heads, capacity, d)
         self._rows = _reserve(shape, dtype)
         self._blocks = _reserve((num_blocks, layers, 2, heads, block_size, d), dtype)
@@ -50,10 +63,10 @@ class RowCache:
         for i, block in enumerate(block_ids):
             self._rows[:, :, row, :, i * size : (i + 1) * size] = self._blocks[block]
 
-    def save(self, row: int, index: int, block_id: int) -> None:
-        """Keep the row's stretch number ``index`` in a block."""
+    def save(self, row: int, place: int, block_id: int) -> None:
+        """Keep the row's stretch number ``place`` in a block."""
         size = self.block_size
-        self._blocks[block_id] = self._rows[:, :, row, :, index * size : (index + 1) * size]
+        self._blocks[block_id] = self._rows[:, :, row, :, place * size : (place + 1) * size]
 
     def release(self, row: int, num_tokens: int) -> None:
         """The row's owner, who wrote so many tokens, has left: memory that the next one may not need is given back.
@@ -65,6 +78,15 @@ class RowCache:
         if num_tokens > KEEP_TOKENS:
             for head in self._rows[:, :, row, :, KEEP_TOKENS:].flatten(0, 2):
                 _give_back(head)
+
+    def attention(self, batch: Batch) -> Attend:
+        """See ``KVCache``."""
+        prepared = plan(self._config, self._tables, batch, self._capacity)
+
+        def attend_layer(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+            return attend(self._config, layer, q, k, v, self.layers[layer], batch, prepared)
+
+        return attend_layer
 
 
 def _reserve(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from optimized import attention_cpu, batch, block_pool, engine, model, sampler, scheduler, sequence
+from optimized import attention_cpu, batch, block_pool, engine, row_cache, sampler, scheduler, sequence
 from optimized.row_cache import RowCache
 from tandem.engine import EngineRequest
 from tandem.sampling_params import SamplingParams
@@ -73,8 +73,14 @@ def plant(function: Plant) -> Plant:
 
 @plant
 def shifted_position(patch: pytest.MonkeyPatch) -> None:
-    right = model.Model.forward
-    patch.setattr(model.Model, "forward", lambda self, ids, at, attend: right(self, ids, at + (at > 20), attend))
+    right = attention_cpu.plan
+
+    def wrong(config: Any, tables: Any, batch: Any, capacity: int) -> Any:
+        at = torch.arange(len(tables[0][0]))
+        shifted = at - (at > 20).long()
+        return right(config, [(cos[shifted], sin[shifted]) for cos, sin in tables], batch, capacity)
+
+    patch.setattr(row_cache, "plan", wrong)
 
 
 @plant
@@ -107,13 +113,13 @@ def hash_without_its_parent(patch: pytest.MonkeyPatch) -> None:
 def one_token_of_context_too_few(patch: pytest.MonkeyPatch) -> None:
     right = attention_cpu.plan
 
-    def wrong(config: Any, batch: Any, capacity: int) -> Any:
-        plan = right(config, batch, capacity)
+    def wrong(*args: Any) -> Any:
+        plan = right(*args)
         for hidden in plan.hidden.values():
             hidden[..., 0] = True
         return plan
 
-    patch.setattr(engine, "plan", wrong)
+    patch.setattr(row_cache, "plan", wrong)
 
 
 @plant
