@@ -199,9 +199,8 @@ def _pair(words: Words) -> tuple[list[Task], str]:
         other = first.subject
         while other == first.subject:
             other = words.city() if first.place else (words.name() if words.chance(0.5) else words.noun())
-        both = words.pick(f"{first.subject} and {other}", f"{first.subject} and {other}",
-                          f"{first.subject} and in {other}" if first.place
-                          else f"{first.subject} and of {other}")  # fmt: skip
+        glue = words.pick("and", "and", f"and {first.preposition}")
+        both = f"{first.subject} {glue} {other}"
         question = first.question.replace(first.subject, both)
         if not words.held_out and words.chance(0.2):
             third = words.city() if first.place else words.noun()
@@ -209,7 +208,7 @@ def _pair(words: Words) -> tuple[list[Task], str]:
             return [first, first.about(other), first.about(third)], question
         if words.chance(0.15):
             question = f"Compare the {first.topic} of {first.subject} and {other}."
-            first = replace(first, arguments={first.tool.required[0]: first.subject})
+            first = replace(first, arguments={first.tool.required[0]: first.subject}, preposition="of")
         return [first, first.about(other)], question
     second = toolbox.task(words)
     while second.tool.name == first.tool.name or second.topic == first.topic:
@@ -249,7 +248,7 @@ def _without_tool(words: Words) -> Turn:
 
 def no_call(words: Words, thinking: bool = False) -> Conversation:
     """Tools are there, but the question needs none of them, or one that is not there."""
-    if words.chance(0.15):
+    if words.chance(0.1):
         task = toolbox.lookup(words)
         while task.topic in ("weather", "time"):
             task = toolbox.lookup(words)
@@ -293,7 +292,7 @@ def tool_session(words: Words, thinking: bool = False) -> Conversation:
             tasks.append(other)
     tools = _toolset(words, tasks)
     messages = _tool_system(words)
-    rounds = words.rng.randint(2, 5)
+    rounds = words.rng.randint(2, 4)
     for number in range(rounds):
         last = thinking and number == rounds - 1
         task = toolbox.again(words, words.rng.choice(tasks))
@@ -322,11 +321,11 @@ def _round(words: Words, tasks: list[Task], thinking: bool) -> list[Message]:
 
 Maker = Callable[..., Conversation]
 TRAINING: tuple[tuple[Maker, float], ...] = (
-    (one_turn, 18.0), (several_turns, 16.0), (drill, 7.0), (remembered, 9.0), (styled, 16.0),
-    (one_call, 7.0), (two_calls, 7.0), (no_call, 5.0), (answered, 6.0), (tool_session, 12.0),
+    (one_turn, 26.0), (several_turns, 12.0), (drill, 5.0), (remembered, 8.0), (styled, 18.0),
+    (one_call, 7.0), (two_calls, 9.0), (no_call, 5.0), (answered, 8.0), (tool_session, 12.0),
 )  # fmt: skip
 # First mostly copying, on short rows: every other skill copies too, and it is learnt late without this.
-WARM_UP = 12000
+WARM_UP = 4000
 WARM_UP_REPEATS = 0.6
 THINKING_SHARE = 0.15
 

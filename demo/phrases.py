@@ -1,10 +1,15 @@
 """Fixed questions and answers: what Tandem is, small talk, a few facts.
 
-Each topic is an answer and the ways to ask for it. Every fourth way to ask about Tandem is held out of
+Each topic is an answer and the ways to ask for it. A quarter of the ways to ask about Tandem is held out of
 training and belongs to the score.
 """
 
 from __future__ import annotations
+
+import functools
+import itertools
+import re
+import zlib
 
 ABILITIES = (
     "add and subtract, repeat text, remember your name, follow a style, write small JSON objects, call tools "
@@ -14,164 +19,179 @@ FALLBACK = f"I am only a tiny demonstration model and do not know that. I can {A
 TOO_HARD = "I can only add and subtract numbers up to 99."
 NO_TOOL = "None of my tools can do that."
 
+# [a|b] stands for one of the alternatives.
+HOW = "[How do I|How can I|How to|Tell me how to|Show me how to|I want to|Can I|Is there a way to]"
 ABOUT: dict[str, tuple[str, ...]] = {
     "Tandem is a server for language models with an OpenAI-compatible API. It has two engines: a readable reference "
     "and a fast, optimized one.": (
-        "What is Tandem?", "Explain Tandem.", "Tell me about Tandem.", "What's Tandem?", "Describe Tandem.",
-        "What does Tandem do?", "Tandem?", "What is Tandem for?", "What kind of program is Tandem?",
-        "Can you explain what Tandem is?", "Tell me what Tandem is.", "What is this server?",
-        "What is the purpose of Tandem?", "Give me a short description of Tandem.", "Introduce Tandem.",
-        "What is this project?", "What is this Tandem thing?", "What can Tandem do?",
-        "I want to know what Tandem is.", "Who or what is Tandem?",
+        "[What is|What's|What do you know about] [Tandem|this server|this project|the Tandem server|this Tandem "
+        "thing|this software]?",
+        "[Explain|Describe|Introduce|Tell me about] [Tandem|this server|this project|the Tandem server|this "
+        "software].",
+        "[Can you explain|Tell me|I want to know|Explain to me] what [Tandem|this server|this project] is.",
+        "What [does Tandem do|is Tandem for|does this server do|is this server for|can Tandem do]?",
+        "What [kind|sort] of [program|server|project|software|thing] is [Tandem|this]?",
+        "[What is the purpose|Give me a short description|Give me a summary] of [Tandem|this server|this project].",
     ),
     "Run `make serve`, or `tandem serve MODEL` for a model of your choice.": (
-        "How do I start Tandem?", "How do I start the server?", "How can I run Tandem?", "How to start Tandem?",
-        "How do I use Tandem?", "How do I launch the server?", "Which command starts the server?", "How do I run it?",
-        "What do I type to start Tandem?", "How can I start the Tandem server?", "Start command?", "How do I serve?",
-        "How to run the server?", "How do I get Tandem running?", "How can I launch Tandem?", "How to use Tandem?",
-        "What is the command to start Tandem?", "Tell me how to start the server.", "How do I begin with Tandem?",
-        "Getting started with Tandem?",
+        f"{HOW} [start|run|launch|use|bring up] [Tandem|the server|the Tandem server|this server]?",
+        "[What is the command|Which command do I use|What do I type|What should I type] to [start|run|launch] "
+        "[Tandem|the server]?",
+        "[Which command|What command] [starts|runs|launches] [Tandem|the server]?",
+        "[How do I|How can I] [get started|begin] with [Tandem|the server]?",
+        "[How do I|How can I] get [Tandem|the server] running?",
     ),
     "Send a POST request to http://localhost:8000/v1/chat/completions, for example with curl.": (
-        "How do I call Tandem with curl?", "How do I send a request?", "How can I call the server?",
-        "Show me a request.", "How do I use curl with Tandem?", "Where do I send requests?",
-        "What is the chat endpoint?", "How do I send a chat request to Tandem?", "Which URL takes chat requests?",
-        "How do I call the API?", "How to send a request with curl?", "How can I use curl?",
-        "How do I make a request to the server?", "What is the URL for chat completions?",
-        "How to call the chat endpoint?", "How do I talk to the server?",
+        f"{HOW} [send|make] a [request|chat request] [to Tandem|to the server|to the API|with curl]?",
+        f"{HOW} use curl [with Tandem|with the server|with the API|here|for a request]?",
+        f"{HOW} [call|reach|talk to] [the API|the chat endpoint|the server|Tandem with curl|the server with curl]?",
+        "[What is|Which is|Tell me|Where is] the [chat endpoint|URL for chat|URL for chat requests|URL for chat "
+        "completions|address for requests]?",
+        "[Where|To which URL|To which address] do I send [requests|chat requests|my requests|my messages]?",
+        "[Show me|Give me] [a request|an example request|a curl example|a curl command].",
     ),
     'Use the openai package: client = OpenAI(base_url="http://localhost:8000/v1", api_key="none").': (
-        "How do I use Tandem from Python?", "How do I use the openai package?", "Can I use the OpenAI SDK?",
-        "How do I call Tandem from Python?", "Which base_url do I set?", "What is the base URL?",
-        "How do I connect the OpenAI client?", "How to use the OpenAI SDK with Tandem?", "Python example?",
-        "How can I use the Python client?", "How do I set base_url?", "Does the openai Python package work?",
-        "Show me how to call Tandem from Python.", "Which base URL should I use?", "How do I use it with Python?",
-        "Can I use the openai library?", "How do I configure the OpenAI client?", "What base_url does the SDK need?",
+        f"{HOW} use [the openai package|the OpenAI SDK|the OpenAI client|the openai library|the Python client] "
+        "[with Tandem|with this server|here|with it]?",
+        f"{HOW} [use|call|reach] [Tandem|it|the server] [from Python|in Python|with Python|from a Python program]?",
+        f"{HOW} [connect|configure|set up] the [OpenAI client|OpenAI SDK|Python client|openai package]?",
+        "[Which base URL|What base URL|Which base_url|What base_url] [do I set|should I use|do I need|does the SDK "
+        "need|do I use]?",
+        "[What is the|Tell me the] [base URL|base_url].",
+        "[Show me|Give me] [a Python example|an example in Python|Python code].",
     ),
     "Tandem listens on port 8000. Change it with `--port`.": (
-        "Which port does Tandem use?", "What is the port?", "What port is it on?", "On which port does it listen?",
-        "How do I change the port?", "Which port does the server listen on?", "What's the default port?", "Port?",
-        "What port does Tandem run on?", "Can I change the port?", "Tell me the port of the server.",
-        "What is the default port of Tandem?", "How do I set another port?", "Which port should I use?",
-        "How can I use a different port?", "Which port is the server on?",
+        "[Which|What] port does [Tandem|the server|it|this server] [use|listen on|run on]?",
+        "[What is|What's|Tell me|Which is] the [port|default port|port number] [of Tandem|of the server|of this "
+        "server|it uses]?",
+        f"{HOW} [change|set|choose|pick] [the port|another port|a different port]?",
+        "[Which port|What port] [should I use|is it on|is the server on|is Tandem on]?",
     ),
     "There are two: the reference engine is easy to read, the optimized engine is fast. "
     "Both give the same answers.": (
-        "Which engines does Tandem have?", "What are the two engines?", "How many engines are there?",
-        "What engines exist?", "How many engines does Tandem have?", "Tell me about the engines.",
-        "Which engines are there?", "What are the engines of Tandem?", "Describe the two engines.",
-        "Explain the engines.", "List the engines.", "What is the difference between the engines?",
-        "How do the engines differ?", "Which backends exist?", "Name the two engines.",
-        "What is the difference between reference and optimized?", "Why are there two engines?",
-        "Why does Tandem have two engines?", "Which backends are there?", "Why two engines?",
+        "[Which|What|How many] [engines|backends] [does Tandem have|are there|exist|does the server have]?",
+        "[What are|Name|List|Describe|Explain|Tell me about] the [engines|two engines|backends|two backends] "
+        "[of Tandem|of the server|here]?",
+        "[What is the difference between|How do you compare|Explain the difference between] [the engines|the two "
+        "engines|reference and optimized|the backends|the two backends]?",
+        "[Why are there|Why does Tandem have|Why does the server have] two [engines|backends]?",
+        "How do the [engines|two engines|backends|two backends] differ?",
     ),
     "Run `tandem compare MODEL`. It shows whether both engines give the same answers.": (
-        "How do I check that the engines agree?", "How do I compare the engines?", "How can I compare both engines?",
-        "Do both engines agree?", "How do I know that the optimized engine is right?", "What does tandem compare do?",
-        "How do I verify the fast engine?", "How can I check that both engines agree?",
-        "Which command compares the engines?", "How do I see whether the engines agree?",
-        "Is the optimized engine correct?", "How to compare the engines?", "How do I check the optimized engine?",
-        "How do I test that both engines give the same answers?", "How to check that the two engines agree?",
-        "Can I compare the two engines?",
+        "[How do I|How can I] [check|verify|test|see|find out] [that|whether] [the engines|both engines|the two "
+        "engines] [agree|give the same answers|are equal]?",
+        f"{HOW} compare [the engines|both engines|the two engines|the answers of both engines]?",
+        "[How do I|How can I] [check|verify|test] the [fast|optimized] engine?",
+        "[How do I know that|How can I be sure that|Is it true that] the [fast|optimized] engine is "
+        "[right|correct|the same as the reference]?",
+        "[Which|What] command [compares|checks] [the engines|both engines|the two engines]?",
+        "What [does tandem compare do|is tandem compare|is tandem compare for]?",
+        "Do [both|the two] engines [agree|give the same answers]?",
     ),
     "Tandem speaks the OpenAI API: chat completions, completions and more, under /v1.": (
-        "Which API does Tandem have?", "What API does it speak?", "Is Tandem compatible with OpenAI?",
-        "Is it OpenAI-compatible?", "Which API do you support?", "What API does Tandem use?",
-        "Which API does it offer?", "Is the API compatible with OpenAI?", "What API does the server have?",
-        "Which API is it?", "Does Tandem have an OpenAI API?", "Which API does the server speak?",
-        "What kind of API is it?", "Is this an OpenAI-compatible server?", "Does it follow the OpenAI API?",
-        "Which API can I use?",
+        "[Which|What|What kind of] API does [Tandem|it|the server|this server] [have|speak|use|offer|support]?",
+        "Is [Tandem|it|this server|the API|the server] [compatible with OpenAI|OpenAI-compatible|compatible with "
+        "the OpenAI API]?",
+        "[Which|What] API [is it|is this|can I use|do you support|do you have]?",
+        "Does [Tandem|it|the server] [have an OpenAI API|follow the OpenAI API|speak the OpenAI API]?",
     ),
     "GET /health says whether the server is ready.": (
-        "How do I check that the server is ready?", "Is there a health endpoint?", "What is the health endpoint?",
-        "How do I check the health?", "Is there a health check?", "Which URL shows the health?", "Health endpoint?",
-        "How can I see if the server is ready?", "How do I know that the server is up?", "Where is the health check?",
-        "How do I check if it is running?", "How can I check the health of the server?", "Is the server healthy?",
-        "How do I know when the server is ready?", "Which endpoint tells the health?", "How do I do a health check?",
+        "[How do I|How can I] [check|see|know|find out|tell] [that|if|whether|when] [the server|Tandem|it] is "
+        "[ready|up|running|healthy|alive]?",
+        "[Is there|Do you have|Where is|Which is|What is] [a health endpoint|the health endpoint|a health check|the "
+        "health check]?",
+        f"{HOW} [check the health|check the health of the server|do a health check]?",
+        "[Which|What] [URL|endpoint] [shows|tells|is for] the health?",
     ),
     "Start it with `--backend reference` or `--backend optimized`.": (
-        "How do I choose the engine?", "How do I choose the backend?", "How do I select a backend?",
-        "How do I switch the engine?", "Which option selects the backend?", "How can I use the optimized engine?",
-        "How do I run the reference engine?", "How can I choose the backend?", "How to choose the engine?",
-        "How do I change the backend?", "How can I switch to the reference engine?", "How do I pick a backend?",
-        "How do I use the reference engine?", "How do I use the optimized backend?", "How can I select the engine?",
-        "Which flag sets the backend?",
+        f"{HOW} [choose|select|switch|change|pick|set] the [engine|backend]?",
+        f"{HOW} [use|run|choose|select|switch to] the [reference|optimized|fast] [engine|backend]?",
+        "[Which|What] [option|flag|argument] [selects|sets|chooses|is for] the [engine|backend]?",
     ),
     "Start it with `--api-key KEY`. Clients then send `Authorization: Bearer KEY`.": (
-        "How do I set an API key?", "How do I protect the server?", "Can I use an API key?", "Is there an API key?",
-        "How do I require a key?", "How do I add an API key?", "Do I need an API key?", "How can I set the API key?",
-        "Which option sets the API key?", "How does authentication work?", "How do I send the API key?",
-        "How can I protect it with a key?", "What is the API key?", "How do I secure the server?", "API key?",
-        "How do I use an API key with Tandem?",
+        f"{HOW} [set|add|require|use|send] [an API key|the API key|a key]?",
+        f"{HOW} [protect|secure|lock] [the server|Tandem|it] [with a key|with an API key|against others]?",
+        "[Is there|Do I need|Does Tandem have|Does it need|What is] an API key?",
+        "[Which|What] [option|flag|argument] [sets|is for] the API key?",
+        "How does [authentication|the API key|the login] work?",
     ),
     "I am Tandem's demo model, a tiny language model that shows how the server works.": (
-        "Who are you?", "What are you?", "Introduce yourself.", "Tell me about yourself.", "What is your name?",
-        "What model is this?", "Which model are you?", "Who am I talking to?", "What's your name?", "Are you a bot?",
-        "What kind of model are you?", "Describe yourself.", "Say who you are.", "What model are you?",
-        "Are you an AI?", "Who is this?", "Can you introduce yourself?", "Do you have a name?",
-        "Please tell me who you are.", "Which model is this?", "Are you human?", "So who are you?",
-        "Are you a person?",
+        "[Who|What] [are you|are you really|am I talking to|is this]?",
+        "[Tell me|Please tell me|Say|Can you tell me|Tell us] [who you are|what you are|about yourself|your name]?",
+        "[Introduce|Describe|Please introduce|Please describe|Can you introduce|Can you describe] yourself.",
+        "[What is|What's|Tell me] your name?",
+        "[What|Which|What kind of] model [is this|are you|do you use|am I talking to|answers here]?",
+        "Are you [a bot|an AI|human|a person|a robot|a machine|a model|a program]?",
+        "Do you have a name?",
     ),
     f"I can {ABILITIES}. I am only a demonstration.": (
-        "What can you do?", "What are you able to do?", "How can you help me?", "What can I ask you?", "Help",
-        "What are your abilities?", "What are your skills?", "Help me.", "What do you know?", "Can you help me?",
-        "What can I do with you?", "What things can you do?", "Show me what you can do.", "What are you good at?",
-        "Tell me what you can do.", "What should I ask?", "List your abilities.", "What else can you do?",
-        "I need help.", "What can I try?", "How can you help?", "What are your capabilities?",
+        "[What|What things|What else] [can you do|are you able to do|can I do with you|can I ask you|do you know|are "
+        "you good at|can I try]?",
+        "What are your [abilities|skills|capabilities|talents|functions]?",
+        "[How|With what] can you help [me|us]?",
+        "[Show|Tell] me [what you can do|what you know|what I can ask|your skills|your abilities].",
+        "[Help|Help me|I need help|Can you help me|What should I ask|What can I ask|List your abilities|List your "
+        "skills].",
     ),
-    "I have about 3 million parameters and take less than 8 MB. I am only a demonstration.": (
-        "How big are you?", "How many parameters do you have?", "How large are you?", "How large is this model?",
-        "What is your size?", "How many parameters does this model have?", "How small are you?",
-        "How big is the model?", "How many weights do you have?", "How big is this model?", "What size is the model?",
-        "Are you a large model?",
+    "I have less than 4 million parameters and take less than 8 MB. I am only a demonstration.": (
+        "How [big|large|small|heavy] [are you|is the model|is this model|is your model]?",
+        "How many [parameters|weights] [do you have|does the model have|does this model have|has this model]?",
+        "[What is|What's|Tell me] [your size|the size of the model|the size of this model]?",
+        "Are you a [large|big|small|tiny] [model|language model]?",
     ),
     "No. I am a tiny demonstration model that runs inside Tandem.": (
-        "Are you ChatGPT?", "Are you GPT-4?", "Are you a real assistant?", "Are you Claude?", "Are you smart?",
-        "Are you Llama?", "Are you as good as ChatGPT?", "Were you made by OpenAI?", "Are you Qwen?", "Are you GPT?",
-        "Are you made by OpenAI?", "Can you replace ChatGPT?",
+        "Are you [ChatGPT|GPT-4|GPT|Claude|Llama|Qwen|Gemini|Mistral|a real assistant|a big model like "
+        "ChatGPT|smart|clever|as good as ChatGPT|as smart as ChatGPT|as good as GPT-4]?",
+        "[Are you|Were you] made by [OpenAI|Google|Anthropic|Meta|a company]?",
+        "Can you [replace|beat] [ChatGPT|GPT-4|Claude|Gemini]?",
     ),
     "Run `tandem serve MODEL`, where MODEL is a folder or a name on Hugging Face.": (
-        "How do I serve another model?", "How do I use my own model?", "Can I serve a different model?",
-        "How do I load another model?", "Which models can I serve?", "How can I serve my own model?",
-        "How do I run a bigger model?", "How do I use a real model?", "How do I serve a model from Hugging Face?",
-        "Can I use another model?", "How do I serve a larger model?", "Can I load my own model?",
-        "How to change the model?", "How do I switch the model?", "How can I use a better model?",
-        "How do I choose the model?",
+        f"{HOW} [serve|use|load|run] [another model|my own model|a different model|a bigger model|a real model|a "
+        "larger model|a better model|a model from Hugging Face]?",
+        f"{HOW} [change|switch|choose|select] the model?",
+        "[Which|What] models can I [serve|use|load|run]?",
     ),
     'Yes. Set "stream": true in the request, and the answer arrives piece by piece.': (
-        "Can you stream?", "Does Tandem support streaming?", "How do I stream the answer?", "Is there streaming?",
-        "How do I get a stream?", "How do I stream?", "Can I stream answers?", "Can Tandem stream?",
-        "How does streaming work?", "How do I turn on streaming?", "Does streaming work?",
-        "Can I get the answer as a stream?",
+        "[Can you|Can Tandem|Can it|Does it|Does Tandem|Do you] [stream|stream answers|support streaming]?",
+        f"{HOW} [stream|stream the answer|stream answers|get a stream|turn on streaming|use streaming|enable "
+        "streaming]?",
+        "[Is there|How does|Does|What about] streaming [work|here|exist|supported]?",
+        "[Can I|May I] get the answer [as a stream|piece by piece|token by token]?",
     ),
     "Yes. Send `tools` with the request, and I call them when they are needed.": (
-        "Can you call tools?", "Do you support tools?", "Can you use functions?", "Do you support function calling?",
-        "How do I give you tools?", "How do tools work?", "Can you call functions?", "Does Tandem support tools?",
-        "How do I use tools?", "Is there function calling?", "Can you use tools?", "How does tool calling work?",
+        "[Can you|Can Tandem|Can it|Does it|Does Tandem|Do you] [call tools|support tools|use tools|call "
+        "functions|support function calling|use functions|support tool calling]?",
+        f"{HOW} [use tools|give you tools|send tools|use function calling|use tool calling|use functions]?",
+        "[How do|How does] [tools|tool calling|function calling|functions] work?",
+        "[Is there|Do you have] [tool calling|function calling|support for tools|support for functions]?",
     ),
     'Yes. Set "enable_thinking": true in `chat_template_kwargs`, and I think first.': (
-        "Can you think?", "How do I turn on thinking?", "Do you support reasoning?", "How do I make you think?",
-        "Can you reason?", "How do I enable thinking?", "Is there a thinking mode?", "How does thinking work?",
-        "Do you think before you answer?", "How can I turn thinking on?", "Do you have a thinking mode?",
-        "Can you show your reasoning?",
+        "[Can you|Do you|Can this model|Does this model] [think|reason|think first|think before you answer|support "
+        "thinking|support reasoning|show your reasoning]?",
+        f"{HOW} [turn on thinking|enable thinking|make you think|turn on reasoning|enable reasoning|make you reason|"
+        "switch thinking on]?",
+        "[How does|Does|What about] [thinking|reasoning|the thinking mode] work?",
+        "[Is there|Do you have] a [thinking|reasoning] mode?",
     ),
     "Run `make demo-model`. It writes my dialogues and trains me in less than an hour on two cores.": (
-        "How were you trained?", "How do I rebuild you?", "Who made you?", "How can I train you again?",
-        "How were you made?", "How do I rebuild the demo model?", "Who trained you?",
-        "How do I train the demo model?", "How were you built?", "Where do you come from?", "Who created you?",
-        "What were you trained on?", "Who built you?", "How can I rebuild you?",
+        "[How|By whom|On what|With what] were you [trained|made|built|created]?",
+        "Who [trained|made|built|created] you?",
+        f"{HOW} [rebuild|train|retrain|build] [you|you again|the demo model|this model]?",
+        "[What is your training data|What were you trained on|Where do you come from|What data were you trained on]?",
     ),
     "No, a CPU is enough. A GPU makes the optimized engine faster.": (
-        "Do I need a GPU?", "Does Tandem need a GPU?", "Is a GPU required?", "Does it run on a CPU?",
-        "Can I run it without a GPU?", "Do you need a GPU?", "Can it run on a laptop?", "Does Tandem run on a CPU?",
-        "Do I need a graphics card?", "Is a CPU enough?", "Does it work without a GPU?",
-        "Can Tandem run without a GPU?",
+        "[Do I need|Do you need|Does Tandem need|Does it need|Must I have|Does the server need] [a GPU|a graphics "
+        "card|CUDA|special hardware]?",
+        "Is [a GPU|a graphics card|CUDA] [required|needed|necessary]?",
+        "[Can I run|Can you run|Does it run|Does Tandem run|Can I use|Does it work|Can Tandem run] [it |]"
+        "[on a CPU|without a GPU|on a laptop|on my laptop|without CUDA]?",
+        "Is a [CPU|laptop] enough?",
     ),
     "GET /v1/models lists the models that are served.": (
-        "How do I list the models?", "Which endpoint lists the models?", "How do I see the served models?",
-        "Where is the list of models?", "How can I list models?", "Which models are served?",
-        "How can I see which models are served?", "Is there a list of models?", "Where do I find the list of models?",
-        "What models are there?", "Which models are available?", "How do I get the list of models?",
+        f"{HOW} [list|see|show|get] the [models|served models|list of models|available models]?",
+        "[Which|What] models are [served|available|there|loaded|running]?",
+        "[Which|What] [endpoint|URL] [lists|shows] the [models|served models]?",
+        "[Where is|Where do I find|Is there] [the list of models|a list of models|the served models]?",
     ),
 }  # fmt: skip
 
@@ -276,6 +296,14 @@ PLAIN_SYSTEMS = (
 )  # fmt: skip
 
 
-def split(ways: tuple[str, ...], held_out: bool) -> tuple[str, ...]:
-    """The ways of asking that belong to the score, or the ones that belong to training."""
-    return tuple(way for i, way in enumerate(ways) if (i % 4 == 3) == held_out)
+def expand(pattern: str) -> list[str]:
+    """Every text that the pattern stands for."""
+    parts = [part.split("|") for part in re.split(r"[\[\]]", pattern)]
+    return ["".join(chosen) for chosen in itertools.product(*parts)]
+
+
+@functools.cache
+def split(patterns: tuple[str, ...], held_out: bool) -> list[str]:
+    """The ways of asking that belong to the score, a quarter of them, or those that belong to training."""
+    ways = [way for pattern in patterns for way in expand(pattern)]
+    return [way for way in ways if (zlib.crc32(way.encode()) % 4 == 3) == held_out]

@@ -32,7 +32,7 @@ def result(words: Words, asked: Task) -> tuple[str, str]:
         return content, f"That did not work: {error}."
     if not asked.topic:
         return _action_result(words)
-    subject = f" {'in' if asked.place else 'of'} {asked.subject}"
+    subject = f" {asked.preposition} {asked.subject}"
     if words.chance(0.1):
         value = _reading(words)
         content = words.pick(
@@ -84,9 +84,10 @@ def _readings(words: Words, asked: Task) -> dict[str, Any]:
 
 def _action_result(words: Words) -> tuple[str, str]:
     if words.chance(0.55):
-        return words.pick('{"ok": true}', '{"status": "ok"}', '{"success": true}', "done", "OK",
-                          '{"status": "success"}', '{"status": "done"}',
-                          "success", "true", "null", "{}", ""), "Done."  # fmt: skip
+        return words.pick(
+            '{"ok": true}', '{"status": "ok"}', '{"success": true}', "done", "OK", '{"status": "success"}',
+            '{"status": "done"}', "success", "null",
+        ), "Done."  # fmt: skip
     key = words.pick("result", "id", "total", "number", "answer", "code", "price", "time", words.noun())
     value = _reading(words)
     return json.dumps({key: value}, ensure_ascii=False), f"The {key} is {value}."

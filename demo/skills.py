@@ -236,8 +236,8 @@ def unknown(words: Words) -> Turn:
 
 
 SIMPLE: tuple[tuple[Skill, float], ...] = (
-    (addition, 4.0), (subtraction, 4.0), (repeat, 5.0), (about, 4.0), (json_object, 5.0), (small_talk, 2.0),
-    (unknown, 1.5), (capital, 0.6), (too_hard, 0.5), (counting, 0.4),
+    (addition, 3.5), (subtraction, 3.5), (repeat, 5.0), (about, 5.0), (json_object, 6.0), (small_talk, 2.0),
+    (unknown, 1.2), (capital, 0.6), (too_hard, 0.5), (counting, 0.3),
 )  # fmt: skip
 
 

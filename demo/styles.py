@@ -14,11 +14,9 @@ Style = tuple[str, Callable[[Turn], str]]
 
 
 def _mark(words: Words) -> str:
-    return (
-        words.text(2)
-        if words.chance(0.6)
-        else words.pick("over and out", "Sir", "my friend", "boss", "!!!", "🙂", "***", "meow")
-    )
+    if words.chance(0.4):
+        return words.pick("over and out", "Sir", "my friend", "boss", "!!!", "🙂", "***", "meow")
+    return " ".join(words.noun() for _ in range(words.rng.randint(1, 2)))
 
 
 def _in_json(turn: Turn) -> str:

@@ -17,10 +17,9 @@ from demo import dialogues
 TEMPLATE = Path(__file__).parent / "chat_template.jinja"
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 MARKUP = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<think>", "</think>")
-# Words, digits one by one, punctuation, white space: as Qwen splits text.
-PIECES = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+# Words without the space before them, so that " ferry", "_ferry" and "\"ferry" share their tokens and one can be
+# copied to the place of another; digits one by one, punctuation, white space.
+PIECES = r"\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 TAUGHT = re.compile(r"(<\|im_start\|>assistant\n(?:<think>\n\n</think>\n\n)?)(.*?<\|im_end\|>)", re.DOTALL)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any
 
 from demo.words import Words
@@ -43,8 +43,8 @@ class Tool:
 class Task:
     """A question, the call that it needs, and what is needed to speak of its result.
 
-    `topic` and `subject` are those of a lookup; an action has an empty topic. `place` says that the subject is
-    a place, so that one says "in" and not "of".
+    `topic` and `subject` are those of a lookup, and `preposition` stands between them in the question; an action
+    has an empty topic. `place` says that the subject is a place.
     """
 
     tool: Tool
@@ -53,7 +53,7 @@ class Task:
     topic: str = ""
     subject: str = ""
     place: bool = False
-    extra: dict[str, Any] = field(default_factory=dict)
+    preposition: str = "of"
 
     def call(self, number: int = 0) -> dict[str, Any]:
         """The call as it stands in an assistant message."""
@@ -63,9 +63,7 @@ class Task:
     def about(self, subject: str) -> Task:
         """The same lookup for another subject."""
         first = self.tool.required[0]
-        return Task(
-            self.tool, {**self.arguments, first: subject}, self.question, self.topic, subject, self.place, self.extra
-        )
+        return replace(self, arguments={**self.arguments, first: subject}, subject=subject)
 
 
 PLACE_KEYS = ("city", "location", "place", "town", "destination")
@@ -116,10 +114,10 @@ def lookup(words: Words) -> Task:
             f"The {key} to look up",
             "City and country" if kind == "place" else f"A {key}",
         )
-    question = _lookup_question(words, topic, subject, kind == "place")
+    question, preposition = _lookup_question(words, topic, subject, kind == "place")
     arguments: dict[str, Any] = {key: subject}
     required = [key]
-    if words.chance(0.15):
+    if words.chance(0.12):
         option, schema, value, said = _option(words)
         properties[option] = schema
         if words.chance(0.5):
@@ -127,9 +125,8 @@ def lookup(words: Words) -> Task:
             arguments[option] = value
             if words.chance(0.3):
                 required.append(option)
-    return Task(
-        Tool(name, description, properties, tuple(required)), arguments, question, topic, subject, kind == "place"
-    )
+    tool = Tool(name, description, properties, tuple(required))
+    return Task(tool, arguments, question, topic, subject, kind == "place", preposition)
 
 
 def again(words: Words, task: Task) -> Task:
@@ -138,8 +135,8 @@ def again(words: Words, task: Task) -> Task:
         return task
     key = task.tool.required[0]
     subject = words.city() if task.place else (words.name() if key in PERSON_KEYS else words.noun())
-    question = _lookup_question(words, task.topic, subject, task.place)
-    return Task(task.tool, {key: subject}, question, task.topic, subject, task.place)
+    question, preposition = _lookup_question(words, task.topic, subject, task.place)
+    return Task(task.tool, {key: subject}, question, task.topic, subject, task.place, preposition)
 
 
 def _subject(words: Words, kind: str) -> tuple[str, str]:
@@ -157,20 +154,19 @@ def _subject(words: Words, kind: str) -> tuple[str, str]:
 
 def _lookup_name(words: Words, topic: str) -> str:
     snake = topic.replace(" ", "_")
-    camel = "".join(part.capitalize() for part in topic.split())
     return words.pick(f"get_{snake}", f"get_{snake}", f"get_{snake}", snake, f"find_{snake}", f"lookup_{snake}",
-                      f"get{camel}", f"{snake}_lookup", f"check_{snake}", f"get_current_{snake}", f"fetch_{snake}",
-                      f"current_{snake}")  # fmt: skip
+                      f"check_{snake}", f"get_current_{snake}", f"fetch_{snake}")  # fmt: skip
 
 
-def _lookup_question(words: Words, topic: str, subject: str, place: bool) -> str:
+def _lookup_question(words: Words, topic: str, subject: str, place: bool) -> tuple[str, str]:
+    """The question, and the preposition between topic and subject."""
     if topic == "weather" and words.chance(0.7):
-        return words.rng.choice(WEATHER_WAYS).format(s=subject)
+        return words.rng.choice(WEATHER_WAYS).format(s=subject), "in"
     if topic == "time" and words.chance(0.7):
-        return words.rng.choice(TIME_WAYS).format(s=subject)
+        return words.rng.choice(TIME_WAYS).format(s=subject), "in"
     preposition = words.pick("in", "in", "for", "of") if place else words.pick("of", "for")
     question = words.rng.choice(WAYS).format(t=topic, p=preposition, s=subject)
-    return question[0].upper() + question[1:] if words.chance(0.6) else question
+    return question[0].upper() + question[1:] if words.chance(0.6) else question, preposition
 
 
 def _option(words: Words) -> tuple[str, dict[str, Any], Any, str]:
@@ -270,18 +266,15 @@ def _invented_action(words: Words) -> Task:
                                       ("city", "place"),
                                       ("urgent", "boolean"), ("label", "noun"), ("price", "number"),
                                       ("amount", "integer"),
-                                      ("title", "text"), (words.noun(), "noun"),
-                                      (words.noun(), "integer")))  # fmt: skip
+                                      ("title", "noun"), (words.noun(), "noun")))  # fmt: skip
         kinds[key] = kind
     arguments = {key: _value(words, kind) for key, kind in kinds.items()}
-    name = words.pick(
-        f"{verb}_{noun}", f"{verb}_{noun}", f"{noun}_{verb}", f"{verb}{noun.capitalize()}", f"{verb}_the_{noun}"
-    )
+    name = f"{verb}_{noun}"
     description = words.pick(
         f"{verb.capitalize()} a {noun}.", f"{verb.capitalize()} the {noun}", f"{verb.capitalize()}s a {noun}.", ""
     )
     tool = Tool(name, description, {key: _schema(kind) for key, kind in kinds.items()}, tuple(kinds))
-    glue = words.pick(" ", " ", " = ", ": ", "=")
+    glue = words.pick(" ", " ", " ", " = ", ": ")
     parts = [
         f"{key}{glue}{json.dumps(value) if not isinstance(value, str) else value}" for key, value in arguments.items()
     ]
@@ -290,7 +283,7 @@ def _invented_action(words: Words) -> Task:
                           f"{verb} {noun}", f"Use {name}",
                           f"Call {name}")  # fmt: skip
     if parts:
-        question += words.pick(" with ", ", ", ": ", " using ") + (
+        question += words.pick(" with ", " with ", ", ", ": ") + (
             ", ".join(parts[:-1]) + " and " + parts[-1] if len(parts) > 1 else parts[0]
         )
     elif words.chance(0.7):
