@@ -12,11 +12,14 @@ import torch
 import torch.nn.functional as F
 
 from optimized.batch import Batch, Chunk
+from optimized.compiled import CompiledOp, Example
 from optimized.rotary import Table
 from tandem.model_config import ModelConfig
 
 ALIGN = 32  # decodes look at a multiple of so many tokens, so that shapes repeat
 MAX_SCORES = 1 << 24  # held at once by one prefill
+SHORT = 256  # tokens of a prompt up to which plain products beat the fused kernel, by half at 128
+NEVER = float("-inf")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +32,7 @@ class AttentionPlan:
         num_rows: rows that the decodes span.
         rows: int64 [D], the decodes' rows; None if they are 0 … D-1.
         length: tokens of context that the decodes look at, at most.
-        hidden: by window, bool [num_rows, 1, 1, length], what a decode must not see.
+        hidden: by window, float32 [num_rows, 1, 1, length]: -inf where a decode must not see, else 0.
     """
 
     rotations: list[Table]
@@ -60,7 +63,7 @@ def plan(config: ModelConfig, tables: list[Table], batch: Batch, capacity: int) 
         outside = j >= seen
         if window is not None:
             outside = outside | (j < seen - window)
-        hidden[window] = outside.view(num_rows, 1, 1, length)
+        hidden[window] = torch.zeros(num_rows, 1, 1, length).masked_fill_(outside[:, None, None], NEVER)
     return AttentionPlan(rotations, slots, num_rows, None if num_rows == count else rows, length, hidden)
 
 
@@ -84,9 +87,9 @@ def attend(
         [T, H · d].
     """
     d = config.head_dim
-    q, k = (_rotate(x, *plan.rotations[layer]) for x in (q, k))
+    q, k, v = _rotated(q, k, v, *plan.rotations[layer])
     for rows, new in zip(cache, (k, v), strict=True):
-        rows.view(-1, d).index_copy_(0, plan.slots, new.reshape(-1, d))
+        rows.view(-1, d).index_copy_(0, plan.slots, new.view(-1, d))
     count = len(batch.decodes)
     parts = []
     if count:
@@ -94,6 +97,47 @@ def attend(
     for chunk in batch.prefills:
         parts.append(_prefill(config, config.windows[layer], q[chunk.start : chunk.end], cache, chunk))
     return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _rotated(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Queries and keys rotated; all contiguous."""
+    num_heads, d = q.shape[1:]
+    run = rotate_cpu.get((q.dtype, num_heads, k.shape[1], d, cos.shape[-1], q.stride(0), k.stride(0), v.stride(0)))
+    if run is not None:
+        q, k, v = run([q, k, v, cos, sin])
+        return q, k, v
+    return _rotate(q, cos, sin), _rotate(k, cos, sin), v.contiguous()
+
+
+def _rotate_example(
+    dtype: torch.dtype, num_heads: int, num_kv_heads: int, d: int, half: int, *strides: int
+) -> Example:
+    tokens = {0: "T"}
+    qkv = [
+        torch.zeros(64, stride, dtype=dtype)[:, : heads * d].view(64, heads, d)
+        for heads, stride in zip((num_heads, num_kv_heads, num_kv_heads), strides, strict=True)
+    ]
+    angles = torch.zeros(64, 1, half), torch.zeros(64, 1, half)
+
+    def rotate_all(
+        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        return _turn(q, cos, sin), _turn(k, cos, sin), v.clone(memory_format=torch.contiguous_format)
+
+    return rotate_all, (*qkv, *angles), (tokens,) * 5
+
+
+def _turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """As ``_rotate``, in the form that compiles to one pass."""
+    half = cos.shape[-1]
+    a, b = x[..., :half].float(), x[..., half : 2 * half].float()
+    turned = torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)
+    return torch.cat((turned, x[..., 2 * half :]), dim=-1) if 2 * half < x.shape[-1] else turned
+
+
+rotate_cpu = CompiledOp(__name__, "rotate_cpu", _rotate_example)  # (dtype, H, H_kv, d, R/2, strides of a token)
 
 
 def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -114,16 +158,24 @@ def _decode(
     """[D, H, d] → [D, H · d]."""
     if plan.rows is not None:
         q = q.new_zeros((plan.num_rows, *q.shape[1:])).index_copy_(0, plan.rows, q)
-    keys, values = (x[: plan.num_rows, :, : plan.length] for x in cache)  # [N, H_kv, S, d]
-    q = q.view(plan.num_rows, c.num_kv_heads, -1, c.head_dim)  # [N, H_kv, G, d]
-    scores = torch.matmul(q, keys.transpose(2, 3)).float() * c.attention_scale  # [N, H_kv, G, S]
-    if c.attention_softcap is not None:
-        scores = c.attention_softcap * torch.tanh(scores / c.attention_softcap)
-    # a row without a decode is hidden as a whole; the least finite number keeps its softmax finite
-    scores.masked_fill_(plan.hidden[window], torch.finfo(torch.float32).min)
-    o = torch.matmul(torch.softmax(scores, dim=-1).to(values.dtype), values)  # [N, H_kv, G, d]
-    o = o.view(plan.num_rows, -1)
+    keys, values = (x[: plan.num_rows, :, : plan.length].flatten(0, 1) for x in cache)  # [N · H_kv, S, d]
+    q = q.reshape(len(keys), -1, c.head_dim)  # [N · H_kv, G, d]
+    # keys times queries: the other way round the keys would be copied first
+    scores = torch.bmm(keys, q.transpose(1, 2)).view(plan.num_rows, c.num_kv_heads, plan.length, -1).transpose(2, 3)
+    weights = _softmax(scores, plan.hidden[window], c)  # [N, H_kv, G, S]; no numbers in rows without a decode
+    o = torch.bmm(weights.flatten(0, 1), values).view(plan.num_rows, -1)
     return o if plan.rows is None else o[plan.rows]
+
+
+def _softmax(scores: torch.Tensor, hidden: torch.Tensor, c: ModelConfig) -> torch.Tensor:
+    """Over the last dimension in float32, after scale, soft cap and ``hidden``; contiguous, dtype of ``scores``."""
+    y = torch.empty(scores.shape, dtype=torch.float32)
+    if c.attention_softcap is None:
+        torch.add(hidden, scores, alpha=c.attention_scale, out=y)
+    else:
+        torch.mul(scores, c.attention_scale / c.attention_softcap, out=y)
+        y.tanh_().mul_(c.attention_softcap).add_(hidden)
+    return torch.softmax(y, dim=-1).to(scores.dtype)
 
 
 def _prefill(
@@ -132,7 +184,8 @@ def _prefill(
     """[T, H, d] → [T, H · d] for one sequence."""
     first = 0 if window is None else max(0, chunk.position - window + 1)
     keys, values = (x[chunk.row, :, first : chunk.context] for x in cache)  # [H_kv, S, d]
-    if first == chunk.position == 0 and (window is None or window >= chunk.context) and c.attention_softcap is None:
+    is_whole = first == chunk.position == 0 and (window is None or window >= chunk.context)
+    if is_whole and chunk.context > SHORT and c.attention_softcap is None:
         queries = q.transpose(0, 1)[None]  # [1, H, T, d]
         o = F.scaled_dot_product_attention(
             queries, keys[None], values[None], is_causal=True, scale=c.attention_scale, enable_gqa=True
@@ -153,14 +206,16 @@ def _masked(
     c: ModelConfig, q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, visible: torch.Tensor
 ) -> torch.Tensor:
     """[T, H, d] → [T, H · d] over what is ``visible`` [T, S]."""
-    if c.attention_softcap is None:
+    if c.attention_softcap is None and len(keys[0]) > SHORT:
         queries = q.transpose(0, 1)[None]  # [1, H, T, d]
         o = F.scaled_dot_product_attention(
             queries, keys[None], values[None], attn_mask=visible, scale=c.attention_scale, enable_gqa=True
         )
         return o[0].transpose(0, 1).flatten(1)
-    grouped = q.view(len(q), c.num_kv_heads, -1, c.head_dim).permute(1, 2, 0, 3)  # [H_kv, G, T, d]
-    scores = torch.matmul(grouped, keys[:, None].transpose(2, 3)).float() * c.attention_scale
-    scores = c.attention_softcap * torch.tanh(scores / c.attention_softcap)
-    weights = torch.softmax(scores.masked_fill(~visible, float("-inf")), dim=-1).to(values.dtype)
-    return torch.matmul(weights, values[:, None]).permute(2, 0, 1, 3).flatten(1)
+    heads, size = len(keys), len(q)
+    grouped = q.view(size, heads, -1, c.head_dim).permute(1, 2, 0, 3)  # [H_kv, G, T, d]
+    scores = torch.bmm(grouped.flatten(1, 2), keys.transpose(1, 2)).view(heads, -1, size, keys.shape[1])
+    hidden = torch.zeros(visible.shape).masked_fill_(~visible, NEVER)
+    weights = _softmax(scores, hidden, c)  # [H_kv, G, T, S]
+    o = torch.bmm(weights.view(heads, -1, keys.shape[1]), values).view(heads, -1, size, c.head_dim)
+    return o.permute(2, 0, 1, 3).flatten(1)

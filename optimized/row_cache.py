@@ -13,8 +13,9 @@ import mmap
 
 import torch
 
-from optimized.attention_cpu import attend, plan
+from optimized.attention_cpu import attend, plan, rotate_cpu
 from optimized.batch import Batch
+from optimized.compiled import Variant
 from optimized.kv_cache import Attend
 from optimized.rotary import Table
 from tandem.errors import CheckpointError
@@ -71,13 +72,23 @@ class RowCache:
     def release(self, row: int, num_tokens: int) -> None:
         """The row's owner, who wrote so many tokens, has left: memory that the next one may not need is given back.
 
-        Values are wiped: attention multiplies even those that it must not see, by zero, and zero times a number that
-        is none would spoil the next owner's answers.
+        It is wiped: attention adds minus infinity to scores that it must not see and multiplies their values by zero,
+        and either would spoil the next owner's answers if a number that is none were left behind.
         """
-        self._rows[:, 1, row, :, :num_tokens] = 0
+        self._rows[:, :, row, :, :num_tokens] = 0
         if num_tokens > KEEP_TOKENS:
             for head in self._rows[:, :, row, :, KEEP_TOKENS:].flatten(0, 2):
                 _give_back(head)
+
+    def variants(self) -> list[Variant]:
+        """The small operations of its attention that can be compiled."""
+        c = self._config
+        sizes = [heads * c.head_dim for heads in (c.num_heads, c.num_kv_heads, c.num_kv_heads)]
+        together = [sum(sizes)] * 3  # as parts of one projection; a norm takes queries and keys out of it
+        strides = together if c.qk_norm == "none" else [*sizes[:2], together[2]]
+        halves = {cos.shape[1] for cos, _ in self._tables}
+        heads = (self._rows.dtype, c.num_heads, c.num_kv_heads, c.head_dim)
+        return [(rotate_cpu, (*heads, half, *strides)) for half in halves]
 
     def attention(self, batch: Batch) -> Attend:
         """See ``KVCache``."""
