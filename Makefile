@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: serve test lint bench demo-model score-demo-model clean
+.PHONY: serve test lint bench gpu-check demo-model score-demo-model clean
 
 serve: $(VENV)/installed
 	$(BIN)/tandem serve $(ARGS)
@@ -17,11 +17,15 @@ lint: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Engines against each other and transformers on random weights; needs a quiet machine.
+# Measurements on random weights, for a quiet machine: ARGS="engines|prefix|step …", engines if none is named.
 bench: $(VENV)/installed-dev
-	$(BIN)/python -m tests.benchmarks.engines $(ARGS)
+	$(BIN)/python -m tests.benchmarks $(ARGS)
 
-# Writes the bundled model anew from dialogues that a seeded script makes: about an hour on two cores.
+# Tests and measures on a CUDA machine, with a Python that has torch and Triton for it; writes gpu-check.json.
+gpu-check:
+	$(PYTHON) -m tests.gpu.check --out gpu-check.json $(ARGS)
+
+# Writes the bundled model anew from dialogues that a seeded script makes: three quarters of an hour on two cores.
 demo-model: $(VENV)/installed
 	$(BIN)/python -m demo.train --out tandem/bundled
 	$(BIN)/python -m demo.score

@@ -10,23 +10,49 @@ import torch
 
 from optimized.batch import Batch, build_batch
 from optimized.block_pool import BlockPool
+from optimized.compiled import Compiler
+from optimized.cuda_graphs import Capture, CudaCapture, DecodeGraphs, batch_sizes
+from optimized.kernels.compat import HAS_TRITON
 from optimized.kv_cache import KVCache
-from optimized.memory import budget
+from optimized.memory import MAX_LOGITS, budget
 from optimized.model import Model
+from optimized.packing import to_device
+from optimized.paged_cache import PagedCache
 from optimized.rotary import rotary_tables
 from optimized.row_cache import RowCache
-from optimized.sampler import NOT_FINITE, Sampled, report, sample
+from optimized.sampler import NOT_FINITE, Sampled, report, sample, warm_up
 from optimized.scheduler import Schedule, Scheduled, Scheduler, SchedulerConfig
 from optimized.sequence import Sequence
 from optimized.weights import fuse
 from tandem.checkpoint import iterate_weights
 from tandem.config import EngineConfig
 from tandem.engine import EngineInfo, EngineOutput, EngineRequest, EngineStats, FinishReason, TokenLogprobs
+from tandem.errors import ConfigError
 from tandem.sampling_params import SamplingParams
 
 logger = logging.getLogger(__name__)
 
-MAX_LOGITS = 1 << 24  # of a prompt, held at once
+WARM_UP_TOKENS = 32  # a prefill whose blocks of queries are the long ones
+COMPILE_AFTER_STEPS = 1000  # of an engine that finds no compiled operations: who runs it for long gains by them
+HOST = torch.device("cpu")  # where a step is laid out, wherever it is computed
+
+
+def choose_device() -> torch.device:
+    """The GPU where there is one.
+
+    Raises:
+        ConfigError: there is one, but no Triton to write kernels for it.
+    """
+    if not torch.cuda.is_available():
+        return HOST
+    if not HAS_TRITON:
+        raise ConfigError("--backend", "the optimized engine needs Triton on a GPU; install it or take reference")
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def choose_cache(device: torch.device) -> type[RowCache] | type[PagedCache]:
+    """Attention on a CPU is fastest over contiguous rows; on a GPU the kernels follow block tables."""
+    return PagedCache if device.type == "cuda" else RowCache
 
 
 class OptimizedEngine:
@@ -38,18 +64,19 @@ class OptimizedEngine:
 
     Raises:
         CheckpointError: the weights cannot be loaded, or there is no room for them and a cache.
-        ConfigError: the limits contradict each other.
+        ConfigError: the limits contradict each other, or this machine cannot honour one.
     """
 
     def __init__(self, config: EngineConfig, on_progress: Callable[[float], None] | None = None) -> None:
         self.config = config
-        device = torch.device("cpu")
+        device = choose_device()
         limits = config.scheduler
         with torch.inference_mode():
             weights = fuse(config.model, iterate_weights(config, device, on_progress))
             num_parameters = sum(w.numel() for w in weights.values())
             self.model = Model(config.model, weights)
-        room = budget(config, device)
+        self._cache_type = choose_cache(device)
+        room = budget(config, device, stores_twice=self._cache_type is RowCache and limits.enable_prefix_caching)
         logger.info("%s", room)
         self.scheduler = Scheduler(
             SchedulerConfig(
@@ -63,8 +90,8 @@ class OptimizedEngine:
             BlockPool(room.num_blocks, limits.enable_prefix_caching),
         )
         self._tables = rotary_tables(config.model, config.max_model_len, device)
-        num_kept = room.num_blocks if limits.enable_prefix_caching else 0
-        self.cache = self._new_cache(limits.max_num_seqs, config.max_model_len, num_kept)
+        self.cache = self._new_cache(limits.max_num_seqs, config.max_model_len, room.num_blocks)
+        self._graphs: DecodeGraphs | None = None
         self._info = EngineInfo(
             backend="optimized",
             device=str(device),
@@ -77,6 +104,12 @@ class OptimizedEngine:
         self._prompt_reports: dict[str, list[TokenLogprobs | None]] = {}
         self._broken: set[str] = set()  # requests whose prompt has logits that are no numbers
         self._num_step_tokens = 0
+        self._num_steps = 0
+        self._compiler: Compiler | None = None
+        if device.type == "cuda":
+            self._warm_up()
+        elif isinstance(self.cache, RowCache) and not limits.enforce_eager:
+            self._compiler = Compiler([*self.model.variants(), *self.cache.variants()], torch.get_num_threads())
 
     @property
     def info(self) -> EngineInfo:
@@ -112,7 +145,10 @@ class OptimizedEngine:
         if not schedule.work:
             self._num_step_tokens = 0
             return []
-        batch = build_batch(schedule, self.model.device)
+        self._num_steps += 1
+        if self._num_steps == COMPILE_AFTER_STEPS and self._compiler:
+            self._compiler.start()
+        batch = build_batch(schedule, HOST)
         x = self._forward(batch)
         self._report_prompts(batch, x)
         sampled = self._sample(batch, x)
@@ -121,25 +157,42 @@ class OptimizedEngine:
     @torch.inference_mode()
     def trace(self, token_ids: list[int]) -> list[torch.Tensor]:
         """As one prefill of a cache of its own."""
-        length = len(token_ids)
-        request = EngineRequest(
-            request_id="", prompt_token_ids=token_ids, sampling=SamplingParams(), max_tokens=0, seed=0
-        )
-        sequence = Sequence(request, (0, 0))
-        sequence.row = 0
-        batch = build_batch(Schedule([Scheduled(sequence, length)]), self.model.device)
-        attend = self._new_cache(1, length, 0).attention(batch)
         stream: list[torch.Tensor] = []
-        x = self.model.forward(batch.token_ids, attend, lambda x: stream.append(x.float()))
-        return [*stream, self.model.logits(x)]
+        x = self._run_alone(token_ids, lambda x: stream.append(x.float().cpu()))
+        return [*stream, self.model.logits(x).cpu()]
+
+    @torch.inference_mode()
+    def capture_decodes(self, capture: Capture) -> None:
+        """From now on steps of decodes alone run as ``capture`` has turned them into; for a paged cache."""
+        assert isinstance(self.cache, PagedCache)
+        limits = self.scheduler.config
+        sizes = batch_sizes(min(limits.max_num_seqs, limits.max_num_batched_tokens))
+        self._graphs = DecodeGraphs(self.model, self.cache, sizes, capture)
+
+    def compile(self) -> None:
+        """Compile small CPU operations now, and wait for it, instead of after some work."""
+        if self._compiler:
+            self._compiler.run()
 
     def close(self) -> None:
+        if self._compiler:
+            self._compiler.close()
         if hasattr(self, "model"):
-            del self.model, self.cache
+            del self.model, self.cache, self._graphs
+            torch.cuda.empty_cache()  # does nothing where there is no GPU
 
-    def _new_cache(self, num_rows: int, capacity: int, num_blocks: int) -> KVCache:
+    def _new_cache(self, num_rows: int, capacity: int, num_blocks: int) -> RowCache | PagedCache:
         size, dtype = self.scheduler.config.block_size, self.model.dtype
-        return RowCache(self.config.model, num_rows, capacity, num_blocks, size, dtype, self._tables)
+        return self._cache_type(self.config.model, num_rows, capacity, num_blocks, size, dtype, self._tables)
+
+    @torch.inference_mode()
+    def _warm_up(self) -> None:
+        """Compile kernels and capture graphs, so that no request waits for it."""
+        for length in (1, min(WARM_UP_TOKENS, self.config.max_model_len)):
+            logits = self.model.logits(self._run_alone([0] * length))
+        warm_up(logits)
+        if not self.config.scheduler.enforce_eager:
+            self.capture_decodes(CudaCapture())
 
     # ------------------------------------------------------------------ the parts of a step
 
@@ -155,7 +208,25 @@ class OptimizedEngine:
     def _forward(self, batch: Batch) -> torch.Tensor:
         """Hidden states [T, D]."""
         self._num_step_tokens = batch.num_tokens
-        return self.model.forward(batch.token_ids, self.cache.attention(batch))
+        x = self._graphs.forward(batch) if self._graphs is not None else None
+        return self._run(batch, self.cache) if x is None else x
+
+    def _run_alone(self, token_ids: list[int], seen: Callable[[torch.Tensor], None] | None = None) -> torch.Tensor:
+        """Hidden states [T, D] of one prefill of a cache of its own."""
+        length, size = len(token_ids), self.scheduler.config.block_size
+        request = EngineRequest(
+            request_id="", prompt_token_ids=token_ids, sampling=SamplingParams(), max_tokens=0, seed=0
+        )
+        sequence = Sequence(request, (0, 0))
+        sequence.row = 0
+        sequence.block_ids = list(range(-(-length // size)))
+        batch = build_batch(Schedule([Scheduled(sequence, length)]), HOST)
+        return self._run(batch, self._new_cache(1, length, len(sequence.block_ids)), seen)
+
+    def _run(self, batch: Batch, cache: KVCache, seen: Callable[[torch.Tensor], None] | None = None) -> torch.Tensor:
+        """Hidden states [T, D] of a batch on the host; ``seen`` as in ``Model.forward``."""
+        [token_ids] = to_device([batch.token_ids], self.model.device)
+        return self.model.forward(token_ids, cache.attention(batch), seen)
 
     def _report_prompts(self, batch: Batch, x: torch.Tensor) -> None:
         """Log-probabilities of the prompt tokens that follow this step's, for requests that ask for them."""
@@ -180,7 +251,8 @@ class OptimizedEngine:
         wanted = [chunk for chunk in batch.sampled if chunk.sequence.request.max_tokens > 0]
         if not wanted:
             return {}
-        logits = self.model.logits(x[[chunk.end - 1 for chunk in wanted]])
+        [last] = to_device([torch.tensor([chunk.end - 1 for chunk in wanted])], self.model.device)
+        logits = self.model.logits(x.index_select(0, last))
         sequences = [chunk.sequence for chunk in wanted]
         tokens = sample(logits, sequences, self.config.logprobs_mode)
         return {s.request.request_id: token for s, token in zip(sequences, tokens, strict=True)}

@@ -6,13 +6,18 @@ The definition is in ``SamplingParams``. What a request does not use costs nothi
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence as Sized
 from typing import NamedTuple
 
 import torch
 
+from optimized.kernels.compat import use_triton
+from optimized.kernels.sample import sample as sample_rows
+from optimized.packing import to_device
 from optimized.philox import NOISE_MAX, NOISE_MIN, gumbel
 from optimized.sequence import Sequence
-from tandem.engine import TokenLogprobs
+from tandem.engine import EngineRequest, TokenLogprobs
+from tandem.sampling_params import SamplingParams
 
 NEVER = float("-inf")
 LOWEST_LOGPROB = -9999.0
@@ -32,42 +37,62 @@ class Sampled(NamedTuple):
 def sample(logits: torch.Tensor, sequences: list[Sequence], logprobs_mode: str) -> list[Sampled]:
     """The next token of each sequence.
 
+    On a GPU nothing waits for it but the last copy, of the tokens and of what is wrong with them; reports of
+    log-probabilities, for rows that ask for them, come after it.
+
     Args:
         logits: float32 [N, V], one row a sequence; may be overwritten.
         sequences: N of them.
         logprobs_mode: ``raw_logprobs`` or ``processed_logprobs``.
     """
-    greatest = logits.amax(dim=-1)
-    errors = _where_not_finite(greatest, NOT_FINITE)
+    checks = [_Check(NOT_FINITE, range(len(sequences)), logits.amax(dim=-1))]
     reported = [i for i, s in enumerate(sequences) if s.request.sampling.logprobs is not None]
     processed = logprobs_mode == "processed_logprobs"
-    raw = logits[reported].clone() if reported and not processed else None
+    raw = logits.index_select(0, _ints(reported, logits)) if reported and not processed else None
 
     edited = [i for i, s in enumerate(sequences) if _edits(s)]
     if edited:
+        rows = _ints(edited, logits)
         _apply_masks(logits, sequences, edited)
-        errors = _where_not_finite(logits[edited].amax(dim=-1), NO_TOKEN_LEFT, edited) | errors
+        checks.append(_Check(NO_TOKEN_LEFT, edited, logits.index_select(0, rows).amax(dim=-1)))
         _apply_penalties(logits, sequences, edited)
-        greatest = logits.amax(dim=-1)
-        errors = _where_not_finite(greatest, OVERFLOW) | errors
-    drawn = [i for i, s in enumerate(sequences) if s.request.sampling.temperature > 0 and i not in errors]
-    tokens = logits.argmax(dim=-1)  # the first of equals
-    if drawn:
-        z, rows = _filtered(logits, sequences, drawn)
-        tokens[rows] = _draw(z, [sequences[i] for i in drawn])
-        if processed:
-            logits[rows] = z
-    ids = tokens.tolist()
+        checks.append(_Check(OVERFLOW, edited, logits.index_select(0, rows).amax(dim=-1)))
+    drawn = [i for i, s in enumerate(sequences) if s.request.sampling.temperature > 0]
+    if use_triton(logits):
+        greatest = logits.amax(dim=-1) if edited else checks[0].greatest
+        tokens = _draw_by_kernel(logits, greatest, sequences, reported if processed else [])
+    else:
+        tokens = _draw_in_torch(logits, sequences, drawn, processed)
+    found = torch.cat((tokens, *(torch.isfinite(check.greatest).long() for check in checks))).tolist()
+    ids, errors = found[: len(sequences)], _errors(checks, found[len(sequences) :])
     reports = _reports(logits if raw is None else raw, sequences, reported, ids, raw is not None)
     return [Sampled(ids[i], reports.get(i), errors.get(i)) for i in range(len(sequences))]
 
 
-def _where_not_finite(greatest: torch.Tensor, error: str, rows: list[int] | None = None) -> dict[int, str]:
-    """Rows whose maximum is not finite: the maximum is NaN if any entry is."""
-    if bool(torch.isfinite(greatest).all()):
-        return {}
-    bad = (~torch.isfinite(greatest)).nonzero().squeeze(-1).tolist()
-    return {i if rows is None else rows[i]: error for i in bad}
+def warm_up(logits: torch.Tensor) -> None:
+    """Compile what ``sample`` launches for rows like ``logits`` [N, V]; on a CPU nothing is compiled."""
+    request = EngineRequest(
+        request_id="", prompt_token_ids=[0], sampling=SamplingParams(top_k=2, top_p=0.5), max_tokens=1, seed=0
+    )
+    sample(logits, [Sequence(request, (0, 0)) for _ in logits], "raw_logprobs")
+
+
+class _Check(NamedTuple):
+    """``error`` is that of each of ``rows`` whose greatest logit is not finite; it is NaN if any of the row is."""
+
+    error: str
+    rows: Sized[int]
+    greatest: torch.Tensor
+
+
+def _errors(checks: list[_Check], passed: list[int]) -> dict[int, str]:
+    """The first error of each row that has one; ``passed`` are the checks' results, one behind the other."""
+    errors: dict[int, str] = {}
+    row_and_error = [(row, check.error) for check in checks for row in check.rows]
+    for (row, error), is_right in zip(row_and_error, passed, strict=True):
+        if not is_right:
+            errors.setdefault(row, error)
+    return errors
 
 
 # ---------------------------------------------------------------------- steps 2 and 3
@@ -94,7 +119,7 @@ def _apply_masks(logits: torch.Tensor, sequences: list[Sequence], rows: list[int
         sequence = sequences[row]
         s, request = sequence.request.sampling, sequence.request
         if s.allowed_token_ids is not None:
-            allowed = torch.tensor(list(s.allowed_token_ids), device=logits.device)
+            allowed = _ints(list(s.allowed_token_ids), logits)
             kept = logits[row, allowed]
             logits[row] = NEVER
             logits[row, allowed] = kept
@@ -111,7 +136,7 @@ def _apply_masks(logits: torch.Tensor, sequences: list[Sequence], rows: list[int
         logits[_ints(banned[0], logits), _ints(banned[1], logits)] = NEVER
     if biased[0]:
         at = (_ints(biased[0], logits), _ints(biased[1], logits))
-        logits[at] += torch.tensor(biased[2], device=logits.device)
+        logits[at] += _on_device(biased[2], torch.float32, logits)
 
 
 def _ends_with(sequence: Sequence, start: tuple[int, ...]) -> bool:
@@ -133,11 +158,53 @@ def _apply_penalties(logits: torch.Tensor, sequences: list[Sequence], rows: list
         if (s.frequency_penalty or s.presence_penalty) and sequence.num_output_tokens:
             counts = Counter(sequence.output_ids)
             ids = _ints(list(counts), logits)
-            count = torch.tensor(list(counts.values()), dtype=torch.float32, device=logits.device)
+            count = _on_device(list(counts.values()), torch.float32, logits)
             logits[row, ids] -= s.frequency_penalty * count + s.presence_penalty
 
 
 # ---------------------------------------------------------------------- steps 4 and 5
+
+
+def _draw_by_kernel(
+    logits: torch.Tensor, greatest: torch.Tensor, sequences: list[Sequence], processed: list[int]
+) -> torch.Tensor:
+    """Tokens int64 [N]; what the filters leave of the rows ``processed`` replaces their logits."""
+    params = [s.request.sampling for s in sequences]
+    temperature, top_k, top_p, min_p, seeds, positions, choices = to_device(
+        (
+            torch.tensor([p.temperature for p in params], dtype=torch.float32),
+            torch.tensor([p.top_k for p in params]),
+            torch.tensor([p.top_p for p in params], dtype=torch.float64),
+            torch.tensor([p.min_p for p in params], dtype=torch.float32),
+            torch.tensor([_signed(s.request.seed) for s in sequences]),
+            torch.tensor([s.num_output_tokens for s in sequences]),
+            torch.tensor([s.request.choice_index for s in sequences]),
+        ),
+        logits.device,
+    )
+    # a row that is no numbers gets an error, and until then any token
+    temperature = torch.where(torch.isfinite(greatest), temperature, 0)
+    tokens, least = sample_rows(logits, temperature, top_k, top_p, min_p, seeds, positions, choices)
+    drawn = [i for i in processed if params[i].temperature > 0]
+    if drawn:
+        rows = _ints(drawn, logits)
+        z = logits[rows] / temperature[rows, None]
+        kept = (z >= least[rows, None]) & (torch.exp(z - z.amax(-1, keepdim=True)) >= min_p[rows, None])
+        logits[rows] = z.masked_fill(~kept, NEVER)
+    return tokens
+
+
+def _draw_in_torch(
+    logits: torch.Tensor, sequences: list[Sequence], drawn: list[int], processed: bool
+) -> torch.Tensor:
+    """Tokens int64 [N]; with ``processed``, what the filters leave of rows that are drawn replaces their logits."""
+    tokens = logits.argmax(dim=-1)  # the first of equals
+    if drawn:
+        z, rows = _filtered(logits, sequences, drawn)
+        tokens[rows] = _draw(z, [sequences[i] for i in drawn])
+        if processed:
+            logits[rows] = z
+    return tokens
 
 
 def _filtered(logits: torch.Tensor, sequences: list[Sequence], drawn: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -207,7 +274,7 @@ def _reports(
 ) -> dict[int, TokenLogprobs]:
     if not rows:
         return {}
-    chosen = logits if is_subset else logits[rows]
+    chosen = logits if is_subset else logits.index_select(0, _ints(rows, logits))
     counts = [sequences[i].request.sampling.logprobs or 0 for i in rows]
     return dict(zip(rows, report(chosen, [ids[i] for i in rows], counts), strict=True))
 
@@ -245,4 +312,9 @@ def _top(logprobs: torch.Tensor, count: int) -> tuple[list[list[int]], list[list
 
 
 def _ints(values: list[int], like: torch.Tensor) -> torch.Tensor:
-    return torch.tensor(values, dtype=torch.int64, device=like.device)
+    return _on_device(values, torch.int64, like)
+
+
+def _on_device(values: list[int] | list[float], dtype: torch.dtype, like: torch.Tensor) -> torch.Tensor:
+    """On the device of ``like``, without waiting for it."""
+    return to_device([torch.tensor(values, dtype=dtype)], like.device)[0]

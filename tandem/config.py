@@ -41,6 +41,9 @@ class SchedulerOptions(msgspec.Struct, frozen=True, kw_only=True):
         enable_chunked_prefill: a prompt may be computed over several steps.
         enable_prefix_caching: what is computed for one request serves others that begin alike.
         kv_cache_memory_bytes: size of the KV cache; None takes a share of what is free.
+        gpu_memory_utilization: share of the GPU's memory, in (0, 1], that weights, cache and steps may take together;
+            None is 0.9. An error where there is no GPU.
+        enforce_eager: no CUDA graphs and no compiled CPU operations: less memory and a faster start, slower decoding.
         scheduling_policy: ``fcfs``, or ``priority`` (lower values of a request's ``priority`` first).
     """
 
@@ -50,6 +53,8 @@ class SchedulerOptions(msgspec.Struct, frozen=True, kw_only=True):
     enable_chunked_prefill: bool = True
     enable_prefix_caching: bool = True
     kv_cache_memory_bytes: int | None = None
+    gpu_memory_utilization: float | None = None
+    enforce_eager: bool = False
     scheduling_policy: str = "fcfs"
 
     def __post_init__(self) -> None:
@@ -57,6 +62,11 @@ class SchedulerOptions(msgspec.Struct, frozen=True, kw_only=True):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(_flag(name), f"must be at least 1, got {value}")
+        share = self.gpu_memory_utilization
+        if share is not None and not 0 < share <= 1:
+            raise ConfigError("--gpu-memory-utilization", f"must be above 0 and at most 1, got {share}")
+        if share is not None and self.kv_cache_memory_bytes is not None:
+            raise ConfigError("--gpu-memory-utilization", "--kv-cache-memory-bytes says the same; give one of them")
         _one_of("--scheduling-policy", self.scheduling_policy, SCHEDULING_POLICIES)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from importlib import import_module
+from importlib.util import find_spec
 
 from tandem.config import EngineConfig
 from tandem.engine import Engine
@@ -47,7 +48,7 @@ def create_engine(config: EngineConfig, on_progress: ProgressCallback | None = N
 
 
 def _best_here() -> str:
-    """The optimized engine, except on machines with a GPU, which it cannot use yet."""
+    """The optimized engine wherever it can run: on a CPU, and on a GPU with Triton."""
     import torch
 
-    return "reference" if torch.cuda.is_available() else "optimized"
+    return "reference" if torch.cuda.is_available() and find_spec("triton") is None else "optimized"

@@ -95,6 +95,7 @@ def paged_attention(
     window: int | None = None,
     softcap: float | None = None,
     num_splits: int = 1,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """softmax(scale · q kᵀ) v, each token over its sequence up to itself.
 
@@ -111,17 +112,19 @@ def paged_attention(
         softcap: c in c · tanh(score / c), after ``scale``.
         num_splits: from ``choose_num_splits``; more than one must cover the longest context in parts of
             ``SPLIT_SIZE``.
+        out: where the result goes, so that two launches with blocks of their own can share it: [T, H, d], contiguous,
+            in the dtype of ``q``; None makes a new one.
 
     Returns:
-        [T, H, d], contiguous, in the dtype of ``q``. Tokens outside all blocks of the table are left as they are.
+        [T, H, d], ``out`` if it is given. Tokens outside all blocks of the table are left as they are.
     """
-    o = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    o = torch.empty(q.shape, dtype=q.dtype, device=q.device) if out is None else out
     if use_triton(q):
         _launch(
             q, keys, values, o, query_starts, context_lens, block_tables, blocks, scale, window, softcap, num_splits
         )
     else:
-        _twin(q, keys, values, o, query_starts, context_lens, block_tables, scale, window, softcap)
+        _twin(q, keys, values, o, query_starts, context_lens, block_tables, blocks, scale, window, softcap)
     return o
 
 
@@ -133,17 +136,17 @@ def _twin(
     query_starts: torch.Tensor,
     context_lens: torch.Tensor,
     block_tables: torch.Tensor,
+    blocks: QueryBlocks,
     scale: float,
     window: int | None,
     softcap: float | None,
 ) -> None:
     """Sequence by sequence, in float32."""
     block_size, num_kv_heads = keys.shape[1:3]
-    starts = query_starts.tolist()
-    for sequence, context in enumerate(context_lens.tolist()):
+    starts, contexts = query_starts.tolist(), context_lens.tolist()
+    for sequence in sorted(set(blocks.table[:, 0].tolist()) - {-1}):
         start, end = starts[sequence : sequence + 2]
-        if start == end:
-            continue
+        context = contexts[sequence]
         position = context - (end - start)
         first = 0 if window is None else max(0, position - window + 1)
         j = torch.arange(first, context, device=q.device)

@@ -57,8 +57,8 @@ def sample(
     """One token for each row.
 
     Args:
-        logits: float32 [N, V], after masks and penalties; each row's maximum is finite, which the caller has checked.
-            Channels contiguous, V at most 2**20.
+        logits: float32 [N, V], after masks and penalties. Channels contiguous, V at most 2**20. A row that is drawn
+            has a finite maximum; a greedy row whose maximum is not gets any token.
         temperature: float32 [N]; 0 is greedy.
         top_k: int64 [N]; off where it is below 1 or at least V.
         top_p: float64 [N]; off where it is at least 1.
@@ -94,7 +94,7 @@ def _twin(
     ordered = z.masked_fill(z < by_k, never).double().sort(dim=-1, descending=True).values
     p = torch.softmax(ordered, dim=-1)
     num_kept = (p.cumsum(-1) - p < top_p[:, None]).sum(-1, keepdim=True)  # to the last of the last kept equals
-    by_p = ordered.gather(1, num_kept - 1).float()
+    by_p = ordered.gather(1, (num_kept - 1).clamp(min=0)).float()  # none is kept of a row that is no numbers
     by_p = by_p.masked_fill(((top_p >= 1) | greedy)[:, None], never)
 
     least = torch.maximum(by_k, by_p)

@@ -89,8 +89,16 @@ def add_scheduler_options(parser: argparse.ArgumentParser) -> None:
         type=_bytes,
         default=None,
         metavar="BYTES",
-        help="such as 4G (default: what the requests can use, or half of the free memory)",
+        help="such as 4G (default: what the requests can use, or half of the free memory; on a GPU see below)",
     )
+    add(
+        "--gpu-memory-utilization",
+        type=float,
+        default=None,
+        metavar="SHARE",
+        help="of the GPU's memory, for weights, cache and steps together (default: 0.9; refused without a GPU)",
+    )
+    add("--enforce-eager", action="store_true", help="no CUDA graphs, no compiled CPU operations")
     add(
         "--enable-prefix-caching",
         action=on_or_off,

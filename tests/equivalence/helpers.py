@@ -16,11 +16,13 @@ from hypothesis import strategies as st
 from optimized import OptimizedEngine
 from reference import ReferenceEngine
 from tandem.config import EngineConfig, ModelOptions, SchedulerOptions, resolve
-from tandem.engine import Engine, EngineOutput, EngineRequest
+from tandem.engine import Engine, EngineOutput, EngineRequest, TokenLogprobs
 from tandem.sampling_params import SamplingParams
 from tests.reference.families import VOCAB, build, save
 
 torch.set_num_threads(1)
+
+AS_WRITTEN: dict[str, Any] = {"enforce_eager": True}  # nobody waits for a compiler; what it makes has its own tests
 
 LLAMA: dict[str, Any] = {
     "vocab_size": VOCAB,
@@ -42,7 +44,7 @@ def pair(
     with tempfile.TemporaryDirectory() as directory:
         save(model, directory)
         config = resolve(ModelOptions(model=directory, dtype=dtype)).engine
-        config = msgspec.structs.replace(config, scheduler=SchedulerOptions(**scheduler))
+        config = msgspec.structs.replace(config, scheduler=SchedulerOptions(**(AS_WRITTEN | scheduler)))
         return config, ReferenceEngine(config), OptimizedEngine(config)
 
 
@@ -63,15 +65,17 @@ def llama_reference() -> ReferenceEngine:
 
 def llama_optimized(**scheduler: Any) -> OptimizedEngine:
     """A new optimized engine on it."""
-    return OptimizedEngine(msgspec.structs.replace(llama_config(), scheduler=SchedulerOptions(**scheduler)))
+    return OptimizedEngine(
+        msgspec.structs.replace(llama_config(), scheduler=SchedulerOptions(**(AS_WRITTEN | scheduler)))
+    )
 
 
 class Answer(msgspec.Struct):
     """All that an engine said of one request."""
 
     token_ids: list[int] = []
-    logprobs: list[Any] = []
-    prompt_logprobs: list[Any] | None = None
+    logprobs: list[TokenLogprobs] = []
+    prompt_logprobs: list[TokenLogprobs | None] | None = None
     finish_reason: str | None = None
     stop_token_id: int | None = None
     error: str | None = None

@@ -12,7 +12,8 @@ from optimized import attention_cpu, batch, block_pool, engine, row_cache, sampl
 from optimized.row_cache import RowCache
 from tandem.engine import EngineRequest
 from tandem.sampling_params import SamplingParams
-from tests.equivalence.comparison import assert_same
+from tests.equivalence import comparison
+from tests.equivalence.comparison import TALLY, assert_same
 from tests.equivalence.helpers import llama_optimized, llama_reference, pair, run
 from tests.reference.families import VOCAB, build
 
@@ -188,6 +189,15 @@ def test_a_planted_bug_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> N
     PLANTS[name](monkeypatch)
     with pytest.raises((AssertionError, IndexError, RuntimeError)):
         compare()
+
+
+def test_a_comparison_that_calls_everything_a_tie_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(comparison, "TIE", float("inf"))
+    wrong_kv_head(monkeypatch)
+    compare()
+    with pytest.raises(AssertionError):
+        TALLY.assert_ties_are_rare()
+    TALLY.num_ties = 0
 
 
 def test_a_window_off_by_one_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,6 +45,8 @@ def test_scheduling_options_reach_the_engine() -> None:
     model = parse("--max-num-seqs", "8", "--kv-cache-memory-bytes", "2G", "--no-enable-prefix-caching").model
     assert (model.max_num_seqs, model.kv_cache_memory_bytes) == (8, 2 * 2**30)
     assert model.scheduler.enable_prefix_caching is False
+    scheduler = parse("--gpu-memory-utilization", "0.5", "--enforce-eager").model.scheduler
+    assert (scheduler.gpu_memory_utilization, scheduler.enforce_eager) == (0.5, True)
 
 
 def test_keys_come_from_the_environment_unless_given(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,6 +84,11 @@ def test_a_file_gives_options_and_the_command_line_wins(tmp_path: Path) -> None:
         (["--max-num-seqs", "0"], "--max-num-seqs"),
         (["--scheduling-policy", "lifo"], "--scheduling-policy"),
         (["--backend", "reference", "--block-size", "32"], "--block-size"),
+        (["--backend", "reference", "--enforce-eager"], "--enforce-eager"),
+        (["--gpu-memory-utilization", "0"], "--gpu-memory-utilization"),
+        (["--gpu-memory-utilization", "90"], "--gpu-memory-utilization"),
+        (["--gpu-memory-utilization", "nan"], "--gpu-memory-utilization"),
+        (["--gpu-memory-utilization", "0.5", "--kv-cache-memory-bytes", "1G"], "--gpu-memory-utilization"),
         (["--api-key", ""], "--api-key"),
     ],
 )
@@ -101,6 +108,7 @@ def test_a_bad_option_is_named(argv: list[str], named: str) -> None:
         ["serve", "--allowed-origins", "[1]"],
         ["serve", "--config"],
         ["serve", "--kv-cache-memory-bytes", "lots"],
+        ["serve", "--gpu-memory-utilization", "most"],
         ["swim"],
         [],
     ],

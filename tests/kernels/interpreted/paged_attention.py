@@ -74,7 +74,14 @@ def test_long_decode_in_splits(window: int | None) -> None:
     check(Case([(1, 1100), (1, 5), (1, 64), (1, 65)], 1, 2, 32, 16, torch.float32, window, None, True, False, 0, 0))
 
 
-def check(c: Case) -> None:
+@pytest.mark.parametrize("is_split", [False, True])
+def test_decodes_and_chunks_launched_apart(is_split: bool) -> None:
+    sequences = [(1, 130), (1, 65), (70, 70), (33, 90)]
+    check(Case(sequences, 2, 4, 64, 16, torch.float32, None, None, is_split, True, 1, 0), num_apart=2)
+
+
+def check(c: Case, num_apart: int = 0) -> None:
+    """Against float64; with the first ``num_apart`` sequences, decodes, in a launch of their own."""
     torch.manual_seed(c.seed)
     lengths = [length for length, _ in c.sequences]
     contexts = [context for _, context in c.sequences]
@@ -85,8 +92,15 @@ def check(c: Case) -> None:
     k_cache, v_cache, tables = fill_cache(c, keys, values)
 
     def call() -> torch.Tensor:
-        blocks = op.query_blocks(lengths, c.group)
-        blocks = op.query_blocks(lengths, c.group, size=len(blocks.table) + c.unused)
+        if not num_apart:
+            return launch(lengths, q, None, c.is_split)
+        o = torch.full(q.shape, float("nan"), dtype=q.dtype)
+        launch([1] * num_apart, q[:num_apart], o[:num_apart], c.is_split)
+        return launch([0] * num_apart + lengths[num_apart:], q, o, False)
+
+    def launch(query_lens: list[int], q: torch.Tensor, o: torch.Tensor | None, is_split: bool) -> torch.Tensor:
+        blocks = op.query_blocks(query_lens, c.group)
+        blocks = op.query_blocks(query_lens, c.group, size=len(blocks.table) + c.unused)
         return op.paged_attention(
             q,
             k_cache,
@@ -98,7 +112,8 @@ def check(c: Case) -> None:
             scale=scale,
             window=c.window,
             softcap=c.softcap,
-            num_splits=max(2, -(-max(contexts) // 64)) if c.is_split else 1,
+            num_splits=max(2, -(-max(contexts) // 64)) if is_split else 1,
+            out=o,
         )
 
     with mock.patch.object(op, "SPLIT_SIZE", 64):

@@ -1,0 +1,67 @@
+"""The engine as it is on this GPU, decodes captured, against the reference engine beside it."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+
+from optimized.paged_cache import PagedCache
+from tandem.engine import EngineRequest
+from tandem.sampling_params import SamplingParams
+from tests.equivalence.helpers import llama_optimized, run
+from tests.paged.helpers import assert_as_told, poison
+from tests.reference.families import VOCAB
+
+pytestmark = pytest.mark.gpu
+
+
+def requests() -> list[EngineRequest]:
+    return [
+        EngineRequest(
+            request_id=str(i),
+            prompt_token_ids=[(3 * j + i % 4) % VOCAB for j in range(10 + 3 * i)],
+            sampling=SamplingParams(
+                temperature=i % 3 / 2, top_p=0.9, logprobs=2, prompt_logprobs=1 if i % 4 else None
+            ),
+            max_tokens=10 + i,
+            seed=i,
+        )
+        for i in range(12)
+    ]
+
+
+@pytest.mark.parametrize("enforce_eager", [False, True])
+def test_it_answers_as_the_reference(enforce_eager: bool) -> None:
+    optimized = llama_optimized(max_num_seqs=9, max_num_batched_tokens=64, enforce_eager=enforce_eager)
+    assert optimized.info.device.startswith("cuda") and isinstance(optimized.cache, PagedCache)
+    assert (optimized._graphs is None) == enforce_eager
+    poison(optimized)
+    assert_as_told(requests(), run(optimized, requests()))
+    optimized.close()
+
+
+def test_each_step_waits_once() -> None:
+    """For its tokens; that a request uses penalties and biases changes nothing."""
+    optimized = llama_optimized(max_num_seqs=4, enforce_eager=False)
+    sampling = SamplingParams(temperature=0.8, top_k=20, top_p=0.9, repetition_penalty=1.1, logit_bias={3: 1.0})
+    asked = [
+        EngineRequest(request_id=str(i), prompt_token_ids=[i + 1] * 9, sampling=sampling, max_tokens=5, seed=i)
+        for i in range(4)
+    ]
+    run(optimized, asked)  # whatever is done once
+    for request in asked:
+        optimized.add(request)
+    num_steps = 0
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            while optimized.has_unfinished:
+                optimized.step()
+                num_steps += 1
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    waits = [str(warning.message) for warning in caught if "synchronizing" in str(warning.message)]
+    assert len(waits) == num_steps

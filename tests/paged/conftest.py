@@ -1,0 +1,22 @@
+"""Here the engine takes on any machine what it takes on a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from optimized import engine, moe, sampler
+from optimized.paged_cache import PagedCache
+from tests.equivalence.conftest import ties_are_rare
+
+__all__ = ["ties_are_rare"]
+
+
+@pytest.fixture(scope="package", autouse=True)
+def as_on_a_gpu() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "choose_cache", lambda device: PagedCache)
+        for module in (moe, sampler):
+            patch.setattr(module, "use_triton", lambda x: True)
+        yield
