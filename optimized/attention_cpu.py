@@ -32,7 +32,7 @@ class AttentionPlan:
         num_rows: rows that the decodes span.
         rows: int64 [D], the decodes' rows; None if they are 0 … D-1.
         length: tokens of context that the decodes look at, at most.
-        hidden: by window, float32 [num_rows, 1, 1, length]: -inf where a decode must not see, else 0.
+        hidden: by window, bool [num_rows, 1, 1, length], what a decode must not see.
     """
 
     rotations: list[Table]
@@ -63,7 +63,7 @@ def plan(config: ModelConfig, tables: list[Table], batch: Batch, capacity: int) 
         outside = j >= seen
         if window is not None:
             outside = outside | (j < seen - window)
-        hidden[window] = torch.zeros(num_rows, 1, 1, length).masked_fill_(outside[:, None, None], NEVER)
+        hidden[window] = outside.view(num_rows, 1, 1, length)
     return AttentionPlan(rotations, slots, num_rows, None if num_rows == count else rows, length, hidden)
 
 
@@ -168,14 +168,12 @@ def _decode(
 
 
 def _softmax(scores: torch.Tensor, hidden: torch.Tensor, c: ModelConfig) -> torch.Tensor:
-    """Over the last dimension in float32, after scale, soft cap and ``hidden``; contiguous, dtype of ``scores``."""
-    y = torch.empty(scores.shape, dtype=torch.float32)
-    if c.attention_softcap is None:
-        torch.add(hidden, scores, alpha=c.attention_scale, out=y)
-    else:
-        torch.mul(scores, c.attention_scale / c.attention_softcap, out=y)
-        y.tanh_().mul_(c.attention_softcap).add_(hidden)
-    return torch.softmax(y, dim=-1).to(scores.dtype)
+    """Over the last dimension in float32, without what is ``hidden``; contiguous, in the dtype of ``scores``."""
+    scale = torch.tensor([c.attention_scale])  # a number would let the product be rounded to half precision
+    y = torch.mul(scores, scale, out=torch.empty(scores.shape, dtype=torch.float32))
+    if c.attention_softcap is not None:
+        y.div_(c.attention_softcap).tanh_().mul_(c.attention_softcap)
+    return torch.softmax(y.masked_fill_(hidden, NEVER), dim=-1).to(scores.dtype)
 
 
 def _prefill(
@@ -215,7 +213,6 @@ def _masked(
     heads, size = len(keys), len(q)
     grouped = q.view(size, heads, -1, c.head_dim).permute(1, 2, 0, 3)  # [H_kv, G, T, d]
     scores = torch.bmm(grouped.flatten(1, 2), keys.transpose(1, 2)).view(heads, -1, size, keys.shape[1])
-    hidden = torch.zeros(visible.shape).masked_fill_(~visible, NEVER)
-    weights = _softmax(scores, hidden, c)  # [H_kv, G, T, S]
+    weights = _softmax(scores, ~visible, c)  # [H_kv, G, T, S]
     o = torch.bmm(weights.view(heads, -1, keys.shape[1]), values).view(heads, -1, size, c.head_dim)
     return o.permute(2, 0, 1, 3).flatten(1)

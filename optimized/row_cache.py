@@ -72,10 +72,10 @@ class RowCache:
     def release(self, row: int, num_tokens: int) -> None:
         """The row's owner, who wrote so many tokens, has left: memory that the next one may not need is given back.
 
-        It is wiped: attention adds minus infinity to scores that it must not see and multiplies their values by zero,
-        and either would spoil the next owner's answers if a number that is none were left behind.
+        Values are wiped: attention multiplies even those that it must not see, by zero, and zero times a number that
+        is none would spoil the next owner's answers.
         """
-        self._rows[:, :, row, :, :num_tokens] = 0
+        self._rows[:, 1, row, :, :num_tokens] = 0
         if num_tokens > KEEP_TOKENS:
             for head in self._rows[:, :, row, :, KEEP_TOKENS:].flatten(0, 2):
                 _give_back(head)
