@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from typing import Any
 
 import pytest
@@ -45,7 +46,9 @@ def nulls(value: Any, path: str = "") -> set[str]:
 
 
 def streamed(server: ServerProcess, path: str, body: dict[str, Any]) -> list[Any]:
-    answer = server.post(path, body | {"stream": True, "stream_options": {"include_usage": True}})
+    # a salt of its own: it must not find the prefix that the same request, answered whole, has left in the cache
+    own = {"cache_salt": str(uuid.uuid4()), "stream": True, "stream_options": {"include_usage": True}}
+    answer = server.post(path, body | own)
     assert answer.headers["content-type"] == "text/event-stream; charset=utf-8"
     *chunks, done = events(answer.text)
     assert done == "[DONE]"
@@ -59,7 +62,7 @@ def choices_of(chunks: list[Any], index: int) -> list[Any]:
 @pytest.mark.parametrize("options", [*VARIANTS, {"logprobs": True}, {"logprobs": True, "top_logprobs": 20, "n": 2}])
 def test_chat(server: ServerProcess, options: dict[str, Any]) -> None:
     path, body = "/v1/chat/completions", CHAT | options
-    whole = server.post(path, body).json()
+    whole = server.post(path, body | {"cache_salt": str(uuid.uuid4())}).json()
     ChatCompletion.model_validate(whole, strict=True)
     assert set(whole) == CHAT_KEYS and nulls(whole) <= NULLABLE["chat"]
     for choice in whole["choices"]:
@@ -89,7 +92,7 @@ def test_chat(server: ServerProcess, options: dict[str, Any]) -> None:
 )  # fmt: skip
 def test_completions(server: ServerProcess, options: dict[str, Any]) -> None:
     path, body = "/v1/completions", TEXT | options
-    whole = server.post(path, body).json()
+    whole = server.post(path, body | {"cache_salt": str(uuid.uuid4())}).json()
     Completion.model_validate(_without_first_null(whole), strict=True)
     assert set(whole) == CHAT_KEYS and nulls(whole) <= NULLABLE["text"]
     chunks = streamed(server, path, body)
@@ -140,7 +143,7 @@ def test_continuous_usage_grows_to_the_whole(server: ServerProcess) -> None:
 def test_token_ids_are_streamed(server: ServerProcess) -> None:
     for path, body in (("/v1/chat/completions", CHAT), ("/v1/completions", TEXT)):
         body = body | {"return_token_ids": True}
-        whole = server.post(path, body).json()
+        whole = server.post(path, body | {"cache_salt": str(uuid.uuid4())}).json()
         *chunks, _ = events(server.post(path, body | {"stream": True}).text)
         own = choices_of(chunks, 0)
         assert [i for c in own for i in c.get("token_ids", [])] == whole["choices"][0]["token_ids"]
