@@ -248,7 +248,7 @@ def _without_tool(words: Words) -> Turn:
 
 def no_call(words: Words, thinking: bool = False) -> Conversation:
     """Tools are there, but the question needs none of them, or one that is not there."""
-    if words.chance(0.1):
+    if words.chance(0.1 if words.held_out else 0.2):
         task = toolbox.lookup(words)
         while task.topic in ("weather", "time"):
             task = toolbox.lookup(words)
@@ -327,7 +327,7 @@ TRAINING: tuple[tuple[Maker, float], ...] = (
 # First mostly copying, on short rows: every other skill copies too, and it is learnt late without this.
 WARM_UP = 4000
 WARM_UP_REPEATS = 0.6
-THINKING_SHARE = 0.15
+THINKING_SHARE = 0.2
 
 
 def training(seed: int, warm_up: int = WARM_UP) -> Iterator[Conversation]:

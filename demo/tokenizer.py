@@ -7,7 +7,7 @@ import json
 import re
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jinja2
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -76,23 +76,28 @@ def save(tokenizer: Tokenizer, folder: Path, positions: int) -> None:
     shutil.copyfile(TEMPLATE, folder / "chat_template.jinja")
 
 
-def encode(tokenizer: Tokenizer, text: str) -> tuple[list[int], list[bool]]:
-    """The ids of a rendered conversation, and which of them the model must write itself.
+Part = Literal["read", "opening", "answer"]
 
-    Prompt and answer are tokenized apart, as they are when the model answers.
+
+def encode(tokenizer: Tokenizer, text: str) -> tuple[list[int], list[Part]]:
+    """The ids of a rendered conversation, and what each belongs to.
+
+    An answer is what the model must write itself; its opening is what the template writes before it. Prompt and
+    answer are tokenized apart, as they are when the model answers.
     """
     ids: list[int] = []
-    taught: list[bool] = []
+    parts: list[Part] = []
 
-    def add(piece: str, is_answer: bool) -> None:
+    def add(piece: str, part: Part) -> None:
         piece_ids = tokenizer.encode(piece, add_special_tokens=False).ids
         ids.extend(piece_ids)
-        taught.extend([is_answer] * len(piece_ids))
+        parts.extend([part] * len(piece_ids))
 
     end = 0
-    for answer in TAUGHT.finditer(text):
-        add(text[end : answer.start(2)], False)
-        add(answer.group(2), True)
-        end = answer.end()
-    add(text[end:], False)
-    return ids, taught
+    for turn in TAUGHT.finditer(text):
+        add(text[end : turn.start()], "read")
+        add(turn.group(1), "opening")
+        add(turn.group(2), "answer")
+        end = turn.end()
+    add(text[end:], "read")
+    return ids, parts

@@ -140,6 +140,12 @@ def again(words: Words, task: Task) -> Task:
 
 
 def _subject(words: Words, kind: str) -> tuple[str, str]:
+    """A parameter's name and a value. Names that say nothing of the value make the model read the schema."""
+    key, subject = _fitting_subject(words, kind)
+    return (words.noun() if not words.held_out and words.chance(0.35) else key), subject
+
+
+def _fitting_subject(words: Words, kind: str) -> tuple[str, str]:
     if kind == "place":
         city = words.city()
         if not words.held_out and words.chance(0.06):

@@ -1,6 +1,6 @@
 """Builds the demo model: tokenizer, training, checkpoint.
 
-    python -m demo.train --out tandem/bundled [--steps 3500] [--seed 0] [--workers 2]
+    python -m demo.train --out tandem/bundled [--steps 5000] [--seed 0] [--workers 2]
 
 Each worker is a process with one thread and conversations of its own; after each step's backward pass they add up
 their gradients, so that all make the same update. The result depends on seed, steps and workers alone (to the last
@@ -36,7 +36,8 @@ MICRO_BATCH, MICRO_BATCHES = 2048, 2  # tokens with padding; and how many such a
 MATRIX_RATE, VECTOR_RATE = 0.01, 0.002  # twice as much learns to copy many times slower
 WARM_UP, DECAY_FROM = 0.01, 0.35
 # In the loss, of a token that the model only reads, but could have copied: it stands behind a token that it also
-# stood behind before. It teaches to look back, which all skills need; what cannot be foreseen would be noise.
+# stood behind before. It teaches to look back, which all skills need; what cannot be foreseen would be noise, and the
+# opening of an answer says whether to think, which is not the model's choice.
 COPY_WEIGHT = 0.3
 SEED_STRIDE = 1_000_003  # between the workers' conversations
 
@@ -57,17 +58,17 @@ def rows(bpe: Tokenizer, seed: int) -> Iterator[Row]:
     """Tokenized conversations without end."""
     render = tokenizer.template()
     for drawn in dialogues.training(seed):
-        ids, taught = tokenizer.encode(bpe, render.render(**drawn))
+        ids, parts = tokenizer.encode(bpe, render.render(**drawn))
         if len(ids) <= LENGTHS[-1]:
-            yield ids, weigh(ids, taught)
+            yield ids, weigh(ids, parts)
 
 
-def weigh(ids: list[int], taught: list[bool]) -> list[float]:
+def weigh(ids: list[int], parts: list[tokenizer.Part]) -> list[float]:
     """The weight of each token in the loss."""
     seen: set[tuple[int, int]] = set()
-    weights = [float(taught[0])]
-    for pair, is_taught in zip(itertools.pairwise(ids), taught[1:], strict=True):
-        weights.append(1.0 if is_taught else COPY_WEIGHT * (pair in seen))
+    weights = [0.0]
+    for pair, part in zip(itertools.pairwise(ids), parts[1:], strict=True):
+        weights.append({"answer": 1.0, "opening": 0.0, "read": COPY_WEIGHT * (pair in seen)}[part])
         seen.add(pair)
     return weights
 
@@ -197,7 +198,7 @@ def main() -> None:
     """Build the model from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="the folder to write")
-    parser.add_argument("--steps", type=int, default=3500, help="updates; the default takes about 40 minutes")
+    parser.add_argument("--steps", type=int, default=5000, help="updates; the default takes about 50 minutes")
     parser.add_argument("--seed", type=int, default=0, help="of the dialogues and the first weights")
     parser.add_argument("--workers", type=int, default=2, help="processes, one thread each")
     parser.add_argument("--look-every", type=int, default=1200, help="steps between two small scores")

@@ -96,6 +96,16 @@ ODDITIES = [
     "$3",
 ]
 
+# The words of schemas and questions. Prompts are full of them, answers are not; what a tokenizer makes of them is
+# copied only where invented words contain their parts.
+PROMPT_WORDS = _pool("""arguments object properties description required string integer boolean number function
+parameters assistant system answer user title employee customer destination location product query what could please
+add subtract give find show check look current weather repeat exactly following write start finish always every
+sentence upper letters pirate single word result respond containing person named aged list need know tell capital
+difference together apples remember called tandem server model stream thinking tools request support demonstration
+serve install train language engine command available schedule under ground station office mount mother winter forty
+percent salt verse seven minute father small never quantity amount urgent price""")
+
 HELD_OUT_WORDS = {
     word.lower()
     for pool in (HELD_OUT_NAMES, HELD_OUT_CITIES, HELD_OUT_TOPICS, HELD_OUT_COMMON)
@@ -131,17 +141,22 @@ class Words:
         return self.rng.choice(options)
 
     def invented(self, shortest: int = 1, longest: int = 4) -> str:
-        """A pronounceable lower-case word that is in no pool of the score."""
+        """A lower-case word of syllables and of parts of other words that is in no pool of the score."""
         while True:
             count = self.rng.randint(shortest, longest)
-            syllables = [
-                self.rng.choice(ONSETS) + self.rng.choice(VOWELS) + self.rng.choice(CODAS) for _ in range(count)
-            ]
-            word = "".join(syllables)
+            word = "".join(self._part() if self.chance(0.3) else self._syllable() for _ in range(count))
             if self.chance(0.2):
                 word = word[1:]
             if word not in HELD_OUT_WORDS and len(word) > 1:
                 return word
+
+    def _syllable(self) -> str:
+        return self.rng.choice(ONSETS) + self.rng.choice(VOWELS) + self.rng.choice(CODAS)
+
+    def _part(self) -> str:
+        word = self.rng.choice(PROMPT_WORDS)
+        first = self.rng.choice((0, self.rng.randrange(len(word) - 1)))
+        return word[first : first + self.rng.randint(3, 6)]
 
     def name(self) -> str:
         """A first name."""
@@ -163,7 +178,7 @@ class Words:
             return self.rng.choice(HELD_OUT_CITIES)
         if self.chance(0.4):
             return self.rng.choice(TRAIN_CITIES)
-        words = [self.cased(self.invented(1, 4)) for _ in range(2 if self.chance(0.2) else 1)]
+        words = [self.cased(self.invented(1, 4)) for _ in range(2 if self.chance(0.35) else 1)]
         return " ".join(words)
 
     def topic(self) -> str:
@@ -199,6 +214,8 @@ class Words:
         count = min(self.rng.randint(1, longest), self.rng.randint(1, longest))
         plain = self.chance(0.75)
         words = [self.rng.choice(COMMON) if self.chance(0.4) else self.noun() for _ in range(count)]
+        if count > 2 and not self.held_out and self.chance(0.15):
+            words = [self.rng.choice(words[: self.rng.randint(1, 3)]) for _ in words]
         if not plain:
             words = [self._unusual(word) for word in words]
         text = " ".join(words)
