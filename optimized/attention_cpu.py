@@ -1,7 +1,9 @@
 """Attention on a CPU, over rows of the cache read in place.
 
-Tokens that stand alone in their sequence's step (decodes) are computed together: two batched products and a softmax,
-over the rows from 0 to the last one in use. Longer stretches (prefill) are computed sequence by sequence.
+Tokens that stand alone in their sequence's step (decodes) are computed together, by a kernel where it could be built:
+each over its own context; short prompts join them. The kernel's twin is two batched products and a softmax over the
+rows from 0 to the last one in use, of which PyTorch copies the keys and the values in use first. Longer stretches are
+computed sequence by sequence.
 """
 
 from __future__ import annotations
@@ -12,14 +14,34 @@ import torch
 import torch.nn.functional as F
 
 from optimized.batch import Batch, Chunk
-from optimized.compiled import CompiledOp, Example
+from optimized.kernels.row_attention import attend_rows, is_ready, write_rotated
 from optimized.rotary import Table
 from tandem.model_config import ModelConfig
 
 ALIGN = 32  # decodes look at a multiple of so many tokens, so that shapes repeat
 MAX_SCORES = 1 << 24  # held at once by one prefill
-SHORT = 256  # tokens of a prompt up to which plain products beat the fused kernel, by half at 128
+LONG = 768  # tokens of context up to which the kernel, query by query, beats products of matrices, by half at 256
+SHORT = 256  # and up to which plain products beat PyTorch's fused ones
 NEVER = float("-inf")
+
+
+@dataclass(frozen=True, slots=True)
+class TwinPlan:
+    """What PyTorch's operations need besides, where the kernels are not there.
+
+    Attributes:
+        slots: int64 [T · H_kv], where each token's heads go in a layer's flattened keys.
+        num_rows: rows that the decodes span.
+        rows: int64 [D], the decodes' rows; None if they are 0 … D-1.
+        length: tokens of context that the decodes look at, at most.
+        hidden: by window, bool [num_rows, 1, 1, length], what a decode must not see.
+    """
+
+    slots: torch.Tensor
+    num_rows: int
+    rows: torch.Tensor | None
+    length: int
+    hidden: dict[int | None, torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,32 +50,31 @@ class AttentionPlan:
 
     Attributes:
         rotations: of each layer, the cosine and sine of each token, float32 [T, 1, R/2].
-        slots: int64 [T · H_kv], where each token's heads go in a layer's flattened keys.
-        num_rows: rows that the decodes span.
-        rows: int64 [D], the decodes' rows; None if they are 0 … D-1.
-        length: tokens of context that the decodes look at, at most.
-        hidden: by window, bool [num_rows, 1, 1, length], what a decode must not see.
+        contexts: int64 [T], how many tokens each token sees, itself included.
+        twin: None if the kernels do the work.
     """
 
     rotations: list[Table]
-    slots: torch.Tensor
-    num_rows: int
-    rows: torch.Tensor | None
-    length: int
-    hidden: dict[int | None, torch.Tensor]
+    contexts: torch.Tensor
+    twin: TwinPlan | None
 
 
-def plan(config: ModelConfig, tables: list[Table], batch: Batch, capacity: int) -> AttentionPlan:
-    """Prepare a step: ``tables`` are those of the layers, ``capacity`` the tokens of a row."""
+def plan(config: ModelConfig, tables: list[Table], batch: Batch, capacity: int, dtype: torch.dtype) -> AttentionPlan:
+    """Prepare a step: ``tables`` are those of the layers, ``capacity`` the tokens of a row, ``dtype`` the cache's."""
     at = batch.positions
     distinct = {id(table): (table[0][at, None], table[1][at, None]) for table in dict.fromkeys(tables)}
-    rotations = [distinct[id(table)] for table in tables]
+    twin = None if is_ready(dtype) else _plan_twin(config, batch, capacity)
+    return AttentionPlan([distinct[id(table)] for table in tables], at + 1, twin)
+
+
+def _plan_twin(config: ModelConfig, batch: Batch, capacity: int) -> TwinPlan:
+    at = batch.positions
     heads = torch.arange(config.num_kv_heads)
-    slots = ((batch.rows[:, None] * config.num_kv_heads + heads) * capacity + batch.positions[:, None]).flatten()
+    slots = ((batch.rows[:, None] * config.num_kv_heads + heads) * capacity + at[:, None]).flatten()
     count = len(batch.decodes)
     if not count:
-        return AttentionPlan(rotations, slots, 0, None, 0, {})
-    rows, contexts = batch.rows[:count], batch.positions[:count] + 1
+        return TwinPlan(slots, 0, None, 0, {})
+    rows, contexts = batch.rows[:count], at[:count] + 1
     num_rows = batch.decodes[-1].row + 1
     length = min(capacity, -(-int(contexts.max()) // ALIGN) * ALIGN)
     seen = torch.zeros(num_rows, dtype=torch.int64).index_copy_(0, rows, contexts)[:, None]
@@ -64,7 +85,7 @@ def plan(config: ModelConfig, tables: list[Table], batch: Batch, capacity: int) 
         if window is not None:
             outside = outside | (j < seen - window)
         hidden[window] = outside.view(num_rows, 1, 1, length)
-    return AttentionPlan(rotations, slots, num_rows, None if num_rows == count else rows, length, hidden)
+    return TwinPlan(slots, num_rows, None if num_rows == count else rows, length, hidden)
 
 
 def attend(
@@ -86,58 +107,33 @@ def attend(
     Returns:
         [T, H · d].
     """
-    d = config.head_dim
-    q, k, v = _rotated(q, k, v, *plan.rotations[layer])
-    for rows, new in zip(cache, (k, v), strict=True):
-        rows.view(-1, d).index_copy_(0, plan.slots, new.view(-1, d))
-    count = len(batch.decodes)
-    parts = []
-    if count:
-        parts.append(_decode(config, config.windows[layer], q[:count], cache, plan))
+    rotation, window, twin = plan.rotations[layer], config.windows[layer], plan.twin
+    if twin is None:
+        q = write_rotated(q, k, v, rotation, batch.rows, batch.positions, cache)
+    else:
+        q = _rotate(q, *rotation)
+        for rows, new in zip(cache, (_rotate(k, *rotation), v.contiguous()), strict=True):
+            rows.view(-1, config.head_dim).index_copy_(0, twin.slots, new.view(-1, config.head_dim))
+
+    def one_by_one(start: int, end: int) -> torch.Tensor:
+        if twin is not None:
+            return _decode(config, window, q[start:end], cache, twin)
+        rows, contexts = batch.rows[start:end], plan.contexts[start:end]
+        return attend_rows(
+            q[start:end], cache, rows, contexts, config.attention_scale, config.attention_softcap, window
+        )
+
+    parts, start = [], 0
     for chunk in batch.prefills:
-        parts.append(_prefill(config, config.windows[layer], q[chunk.start : chunk.end], cache, chunk))
+        if twin is None and chunk.context <= LONG:
+            continue
+        if chunk.start > start:
+            parts.append(one_by_one(start, chunk.start))
+        parts.append(_prefill(config, window, q[chunk.start : chunk.end], cache, chunk))
+        start = chunk.end
+    if start < len(q):
+        parts.append(one_by_one(start, len(q)))
     return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-def _rotated(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Queries and keys rotated; all contiguous."""
-    num_heads, d = q.shape[1:]
-    run = rotate_cpu.get((q.dtype, num_heads, k.shape[1], d, cos.shape[-1], q.stride(0), k.stride(0), v.stride(0)))
-    if run is not None:
-        q, k, v = run([q, k, v, cos, sin])
-        return q, k, v
-    return _rotate(q, cos, sin), _rotate(k, cos, sin), v.contiguous()
-
-
-def _rotate_example(
-    dtype: torch.dtype, num_heads: int, num_kv_heads: int, d: int, half: int, *strides: int
-) -> Example:
-    tokens = {0: "T"}
-    qkv = [
-        torch.zeros(64, stride, dtype=dtype)[:, : heads * d].view(64, heads, d)
-        for heads, stride in zip((num_heads, num_kv_heads, num_kv_heads), strides, strict=True)
-    ]
-    angles = torch.zeros(64, 1, half), torch.zeros(64, 1, half)
-
-    def rotate_all(
-        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
-    ) -> tuple[torch.Tensor, ...]:
-        return _turn(q, cos, sin), _turn(k, cos, sin), v.clone(memory_format=torch.contiguous_format)
-
-    return rotate_all, (*qkv, *angles), (tokens,) * 5
-
-
-def _turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """As ``_rotate``, in the form that compiles to one pass."""
-    half = cos.shape[-1]
-    a, b = x[..., :half].float(), x[..., half : 2 * half].float()
-    turned = torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)
-    return torch.cat((turned, x[..., 2 * half :]), dim=-1) if 2 * half < x.shape[-1] else turned
-
-
-rotate_cpu = CompiledOp(__name__, "rotate_cpu", _rotate_example)  # (dtype, H, H_kv, d, R/2, strides of a token)
 
 
 def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -153,14 +149,13 @@ def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tens
 
 
 def _decode(
-    c: ModelConfig, window: int | None, q: torch.Tensor, cache: tuple[torch.Tensor, torch.Tensor], plan: AttentionPlan
+    c: ModelConfig, window: int | None, q: torch.Tensor, cache: tuple[torch.Tensor, torch.Tensor], plan: TwinPlan
 ) -> torch.Tensor:
     """[D, H, d] → [D, H · d]."""
     if plan.rows is not None:
         q = q.new_zeros((plan.num_rows, *q.shape[1:])).index_copy_(0, plan.rows, q)
     keys, values = (x[: plan.num_rows, :, : plan.length].flatten(0, 1) for x in cache)  # [N · H_kv, S, d]
     q = q.reshape(len(keys), -1, c.head_dim)  # [N · H_kv, G, d]
-    # keys times queries: the other way round the keys would be copied first
     scores = torch.bmm(keys, q.transpose(1, 2)).view(plan.num_rows, c.num_kv_heads, plan.length, -1).transpose(2, 3)
     weights = _softmax(scores, plan.hidden[window], c)  # [N, H_kv, G, S]; no numbers in rows without a decode
     o = torch.bmm(weights.flatten(0, 1), values).view(plan.num_rows, -1)

@@ -53,8 +53,8 @@ class Batch:
         return len(self.token_ids)
 
 
-def build_batch(schedule: Schedule, device: torch.device) -> Batch:
-    """Lay a schedule out."""
+def build_batch(schedule: Schedule) -> Batch:
+    """Lay a schedule out, on the host wherever it is computed."""
     singles = sorted((w for w in schedule.work if w.num_tokens == 1), key=lambda w: w.sequence.row)
     longer = [w for w in schedule.work if w.num_tokens > 1]
     chunks: list[Chunk] = []
@@ -71,5 +71,5 @@ def build_batch(schedule: Schedule, device: torch.device) -> Batch:
         rows += [sequence.row] * count
         if work.samples:
             sampled.append(chunk)
-    ids, at, row = (torch.tensor(values, dtype=torch.int64, device=device) for values in (token_ids, positions, rows))
+    ids, at, row = (torch.tensor(values, dtype=torch.int64) for values in (token_ids, positions, rows))
     return Batch(ids, at, row, chunks[: len(singles)], chunks[len(singles) :], sampled)

@@ -8,9 +8,9 @@ from collections.abc import Sequence as Sized
 
 import torch
 
+from optimized import native
 from optimized.batch import Batch, build_batch
 from optimized.block_pool import BlockPool
-from optimized.compiled import Compiler
 from optimized.cuda_graphs import Capture, CudaCapture, DecodeGraphs, batch_sizes
 from optimized.kernels.compat import HAS_TRITON
 from optimized.kv_cache import KVCache
@@ -33,8 +33,6 @@ from tandem.sampling_params import SamplingParams
 logger = logging.getLogger(__name__)
 
 WARM_UP_TOKENS = 32  # a prefill whose blocks of queries are the long ones
-COMPILE_AFTER_STEPS = 1000  # of an engine that finds no compiled operations: who runs it for long gains by them
-HOST = torch.device("cpu")  # where a step is laid out, wherever it is computed
 
 
 def choose_device() -> torch.device:
@@ -44,7 +42,7 @@ def choose_device() -> torch.device:
         ConfigError: there is one, but no Triton to write kernels for it.
     """
     if not torch.cuda.is_available():
-        return HOST
+        return torch.device("cpu")
     if not HAS_TRITON:
         raise ConfigError("--backend", "the optimized engine needs Triton on a GPU; install it or take reference")
     return torch.device("cuda", torch.cuda.current_device())
@@ -104,12 +102,14 @@ class OptimizedEngine:
         self._prompt_reports: dict[str, list[TokenLogprobs | None]] = {}
         self._broken: set[str] = set()  # requests whose prompt has logits that are no numbers
         self._num_step_tokens = 0
-        self._num_steps = 0
-        self._compiler: Compiler | None = None
+        self._build: native.Build | None = None
         if device.type == "cuda":
             self._warm_up()
-        elif isinstance(self.cache, RowCache) and not limits.enforce_eager:
-            self._compiler = Compiler([*self.model.variants(), *self.cache.variants()], torch.get_num_threads())
+        elif limits.enforce_eager:
+            native.forget()
+        else:
+            self._build = native.Build()
+            self._build.start()
 
     @property
     def info(self) -> EngineInfo:
@@ -145,10 +145,7 @@ class OptimizedEngine:
         if not schedule.work:
             self._num_step_tokens = 0
             return []
-        self._num_steps += 1
-        if self._num_steps == COMPILE_AFTER_STEPS and self._compiler:
-            self._compiler.start()
-        batch = build_batch(schedule, HOST)
+        batch = build_batch(schedule)
         x = self._forward(batch)
         self._report_prompts(batch, x)
         sampled = self._sample(batch, x)
@@ -169,14 +166,9 @@ class OptimizedEngine:
         sizes = batch_sizes(min(limits.max_num_seqs, limits.max_num_batched_tokens))
         self._graphs = DecodeGraphs(self.model, self.cache, sizes, capture)
 
-    def compile(self) -> None:
-        """Compile small CPU operations now, and wait for it, instead of after some work."""
-        if self._compiler:
-            self._compiler.run()
-
     def close(self) -> None:
-        if self._compiler:
-            self._compiler.close()
+        if self._build:
+            self._build.close()
         if hasattr(self, "model"):
             del self.model, self.cache, self._graphs
             torch.cuda.empty_cache()  # does nothing where there is no GPU
@@ -220,7 +212,7 @@ class OptimizedEngine:
         sequence = Sequence(request, (0, 0))
         sequence.row = 0
         sequence.block_ids = list(range(-(-length // size)))
-        batch = build_batch(Schedule([Scheduled(sequence, length)]), HOST)
+        batch = build_batch(Schedule([Scheduled(sequence, length)]))
         return self._run(batch, self._new_cache(1, length, len(sequence.block_ids)), seen)
 
     def _run(self, batch: Batch, cache: KVCache, seen: Callable[[torch.Tensor], None] | None = None) -> torch.Tensor:

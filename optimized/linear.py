@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from optimized.kernels import matvec
+
 
 class Linear:
     """x Wᵀ + b for a weight [outputs, inputs]; owns the weight in whatever layout is fastest."""
@@ -12,10 +14,13 @@ class Linear:
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
         self._packed = _can_pack(weight)
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), 1) if self._packed else weight
+        self._blocks = matvec.Blocks.of(weight, self._weight) if self._packed else None
         self._bias = bias
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """[T, inputs] → [T, outputs]."""
+        if self._blocks is not None and matvec.is_ready(x):
+            return matvec.matvec(x, self._blocks, self._bias)
         if self._packed:
             y: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
             return y

@@ -13,10 +13,7 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 
-from optimized.compiled import Variant
-from optimized.kernels.activation import cpu as activation_cpu
 from optimized.kernels.activation import gated
-from optimized.kernels.rms_norm import cpu as norm_cpu
 from optimized.kernels.rms_norm import rms_norm
 from optimized.kv_cache import Attend
 from optimized.linear import Linear
@@ -40,10 +37,6 @@ class Norm:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return self.of_sum(x, None, 1)[0]
-
-    def variant(self, dtype: torch.dtype, added_scale: float | None) -> Variant:
-        """The operation on rows of ``dtype``, with or without an addition."""
-        return norm_cpu, (dtype, len(self._weight), self._eps, self._late_rounding, added_scale)
 
     def of_sum(self, x: torch.Tensor, y: torch.Tensor | None, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
         """The norm of x + scale · y, and that sum."""
@@ -157,13 +150,6 @@ class Model:
         if seen:
             seen(self._sum(x, y))
         return self._norm.of_sum(x, y, self.config.residual_scale)[0]
-
-    def variants(self) -> list[Variant]:
-        """The small operations of its layers that can be compiled for a CPU."""
-        c = self.config
-        inner = {c.intermediate_size} | ({c.moe.intermediate_size} if c.moe else set())
-        activations: list[Variant] = [(activation_cpu, (self.dtype, 2 * size, c.activation)) for size in inner]
-        return [*activations, *(self._norm.variant(self.dtype, scale) for scale in (None, c.residual_scale))]
 
     def _sum(self, x: torch.Tensor, y: torch.Tensor | None) -> torch.Tensor:
         return x if y is None else _add(x, y, self.config.residual_scale)

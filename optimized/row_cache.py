@@ -13,9 +13,8 @@ import mmap
 
 import torch
 
-from optimized.attention_cpu import attend, plan, rotate_cpu
+from optimized.attention_cpu import attend, plan
 from optimized.batch import Batch
-from optimized.compiled import Variant
 from optimized.kv_cache import Attend
 from optimized.rotary import Table
 from tandem.errors import CheckpointError
@@ -80,19 +79,9 @@ class RowCache:
             for head in self._rows[:, :, row, :, KEEP_TOKENS:].flatten(0, 2):
                 _give_back(head)
 
-    def variants(self) -> list[Variant]:
-        """The small operations of its attention that can be compiled."""
-        c = self._config
-        sizes = [heads * c.head_dim for heads in (c.num_heads, c.num_kv_heads, c.num_kv_heads)]
-        together = [sum(sizes)] * 3  # as parts of one projection; a norm takes queries and keys out of it
-        strides = together if c.qk_norm == "none" else [*sizes[:2], together[2]]
-        halves = {cos.shape[1] for cos, _ in self._tables}
-        heads = (self._rows.dtype, c.num_heads, c.num_kv_heads, c.head_dim)
-        return [(rotate_cpu, (*heads, half, *strides)) for half in halves]
-
     def attention(self, batch: Batch) -> Attend:
         """See ``KVCache``."""
-        prepared = plan(self._config, self._tables, batch, self._capacity)
+        prepared = plan(self._config, self._tables, batch, self._capacity, self._rows.dtype)
 
         def attend_layer(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
             return attend(self._config, layer, q, k, v, self.layers[layer], batch, prepared)

@@ -43,7 +43,7 @@ class SchedulerOptions(msgspec.Struct, frozen=True, kw_only=True):
         kv_cache_memory_bytes: size of the KV cache; None takes a share of what is free.
         gpu_memory_utilization: share of the GPU's memory, in (0, 1], that weights, cache and steps may take together;
             None is 0.9. An error where there is no GPU.
-        enforce_eager: no CUDA graphs and no compiled CPU operations: less memory and a faster start, slower decoding.
+        enforce_eager: no CUDA graphs and no CPU kernels in C++: less memory and a faster start, slower decoding.
         scheduling_policy: ``fcfs``, or ``priority`` (lower values of a request's ``priority`` first).
     """
 

@@ -1,16 +1,31 @@
 """Hypothesis profiles: ``default``, and ``deep`` (``--hypothesis-profile=deep``) for ten times the examples.
 
-Tests marked ``gpu`` are left out where there is none.
+Tests marked ``gpu`` are left out where there is none. Every process that a test starts computes with one thread and
+finds no operations that an earlier run has compiled: either would change a sum in its last bits.
 """
+
+import os
+import subprocess
+import sys
+import tempfile
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+_CACHE = tempfile.TemporaryDirectory(prefix="tandem-tests-")
+os.environ |= {"OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": _CACHE.name}
 
 _SHARED = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large]}
 
 settings.register_profile("default", max_examples=20, **_SHARED)
 settings.register_profile("deep", max_examples=200, **_SHARED)
 settings.load_profile("default")
+
+
+@pytest.fixture(scope="session")
+def built_kernels() -> None:
+    """CPU kernels are there before the first engine looks for them: it computes its first answer as its last."""
+    subprocess.run([sys.executable, "-c", "from optimized.native import Build; Build().run()"], check=True)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

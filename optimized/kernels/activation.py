@@ -5,11 +5,13 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from optimized.compiled import CompiledOp, Example
 from optimized.kernels.compat import ceil_div, jit, next_power_of_2, tl, use_triton
+from optimized.native import INT, POINTER, TYPES, Function
 from tandem.model_config import Activation
 
 _BLOCK = 1024
+_NATIVE = Function("tandem_gated", INT, INT, POINTER, INT, INT, INT, POINTER)
+_NAMES: tuple[Activation, ...] = ("silu", "gelu", "gelu_tanh")
 
 
 def gated(x: torch.Tensor, name: Activation) -> torch.Tensor:
@@ -23,8 +25,8 @@ def gated(x: torch.Tensor, name: Activation) -> torch.Tensor:
         [T, I], contiguous.
     """
     if not use_triton(x):
-        run = cpu.get((x.dtype, x.shape[1], name))
-        return run([x])[0] if run is not None and x.is_contiguous() else _twin(x, name)
+        is_native = _NATIVE.run is not None and x.dtype in TYPES
+        return (_run_native if is_native else _twin)(x, name)
     num_rows, size = x.shape[0], x.shape[1] // 2
     y = torch.empty((num_rows, size), dtype=x.dtype, device=x.device)
     if y.numel():
@@ -42,11 +44,12 @@ def _twin(x: torch.Tensor, name: Activation) -> torch.Tensor:
     return F.gelu(gate, approximate="tanh" if name == "gelu_tanh" else "none") * up
 
 
-def _example(dtype: torch.dtype, size: int, name: Activation) -> Example:
-    return lambda x: _twin(x, name), (torch.zeros(64, size, dtype=dtype),), ({0: "T"},)
-
-
-cpu = CompiledOp(__name__, "cpu", _example)  # (dtype, 2I, name)
+def _run_native(x: torch.Tensor, name: Activation) -> torch.Tensor:
+    assert _NATIVE.run is not None
+    num_rows, size = x.shape[0], x.shape[1] // 2
+    y = torch.empty((num_rows, size), dtype=x.dtype)
+    _NATIVE.run(TYPES[x.dtype], _NAMES.index(name), x.data_ptr(), x.stride(0), num_rows, size, y.data_ptr())
+    return y
 
 
 @jit

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import torch
 
-from optimized.compiled import CompiledOp, Example
 from optimized.kernels.compat import ceil_div, jit, next_power_of_2, tl, use_triton
+from optimized.native import FLOAT, INT, POINTER, TYPES, Function
 
 _PROGRAM_SIZE = 1024  # values that a program takes at least, in whole rows
+_NATIVE = Function("tandem_rms_norm", INT, INT, *[POINTER, INT, INT] * 2, POINTER, *[INT] * 3, *[FLOAT] * 2,
+                   *[POINTER] * 2)  # fmt: skip
 
 
 def rms_norm(
@@ -37,11 +39,8 @@ def rms_norm(
         The norm and s, both contiguous and in the dtype of ``x``; s is ``x`` itself if nothing is added.
     """
     if not use_triton(x):
-        run = cpu.get((x.dtype, x.shape[-1], eps, late_rounding, None if added is None else added_scale))
-        if run is not None and x.dim() == 2 and x.is_contiguous() and (added is None or added.is_contiguous()):
-            results = run([x, weight] if added is None else [x, weight, added])
-            return results[0], x if added is None else results[1]
-        return _twin(x, weight, eps, late_rounding, added, added_scale)
+        is_native = _NATIVE.run is not None and x.dtype in TYPES
+        return (_run_native if is_native else _twin)(x, weight, eps, late_rounding, added, added_scale)
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     s = x if added is None else torch.empty(x.shape, dtype=x.dtype, device=x.device)
     if y.numel():
@@ -58,15 +57,25 @@ def _twin(
     return ((y * weight).to(x.dtype) if late_rounding else y.to(x.dtype) * weight).contiguous(), s
 
 
-def _example(dtype: torch.dtype, size: int, eps: float, late_rounding: bool, added_scale: float | None) -> Example:
-    x, weight = torch.zeros(64, size, dtype=dtype), torch.zeros(size, dtype=torch.float32 if late_rounding else dtype)
-    rows = {0: "T"}
-    if added_scale is None:
-        return lambda x, w: _twin(x, w, eps, late_rounding, None, 1)[:1], (x, weight), (rows, {})
-    return lambda x, w, y: _twin(x, w, eps, late_rounding, y, added_scale), (x, weight, x.clone()), (rows, {}, rows)
-
-
-cpu = CompiledOp(__name__, "cpu", _example)  # (dtype, D, eps, late_rounding, added_scale or None)
+def _run_native(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    late_rounding: bool,
+    added: torch.Tensor | None,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    assert _NATIVE.run is not None
+    size = x.shape[-1]
+    y = torch.empty(x.shape, dtype=x.dtype)
+    s = x if added is None else torch.empty(x.shape, dtype=x.dtype)
+    num_inner = x.shape[-2] if x.dim() == 3 else 1
+    _NATIVE.run(
+        TYPES[x.dtype], late_rounding, x.data_ptr(), *_row_strides(x),
+        None if added is None else added.data_ptr(), *_row_strides(x if added is None else added),
+        weight.data_ptr(), x.numel() // size, num_inner, size, eps, scale, y.data_ptr(), s.data_ptr(),
+    )  # fmt: skip
+    return y, s
 
 
 def _launch(

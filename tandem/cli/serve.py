@@ -98,7 +98,7 @@ def add_scheduler_options(parser: argparse.ArgumentParser) -> None:
         metavar="SHARE",
         help="of the GPU's memory, for weights, cache and steps together (default: 0.9; refused without a GPU)",
     )
-    add("--enforce-eager", action="store_true", help="no CUDA graphs, no compiled CPU operations")
+    add("--enforce-eager", action="store_true", help="no CUDA graphs, no CPU kernels in C++")
     add(
         "--enable-prefix-caching",
         action=on_or_off,

@@ -17,10 +17,29 @@ from tests.equivalence.tolerances import LOGPROBS, RARE, TIE
 
 @dataclass
 class Tally:
-    """How many answers were compared, and how many of the comparisons ended early, in a tie."""
+    """How many answers and tokens were compared, how many answers ended early, in a tie, and what differed most."""
 
     num_answers: int = 0
+    num_tokens: int = 0
     num_ties: int = 0
+    worst: float = 0.0  # difference of two log-probabilities
+
+    def add(self, other: Tally) -> None:
+        """Count what ``other`` has counted, too."""
+        self.num_answers += other.num_answers
+        self.num_tokens += other.num_tokens
+        self.num_ties += other.num_ties
+        self.worst = max(self.worst, other.worst)
+
+    def clear(self) -> None:
+        """Begin anew."""
+        self.num_answers = self.num_tokens = self.num_ties = 0
+        self.worst = 0.0
+
+    def differ(self, difference: float) -> None:
+        """Two log-probabilities do, by less than the tolerance."""
+        assert difference < LOGPROBS, difference
+        self.worst = max(self.worst, difference)
 
     def assert_ties_are_rare(self) -> None:
         """One may always happen; if many do, the comparisons say nothing."""
@@ -28,11 +47,13 @@ class Tally:
 
 
 TALLY = Tally()  # of the test that runs; see conftest.py
+TOTAL = Tally()  # of all tests that passed
 
 
 def assert_same(reference: ReferenceEngine, request: EngineRequest, got: Answer, want: Answer) -> None:
     """Both engines said the same, up to the first tie that made them part; after it the rest may differ."""
     TALLY.num_answers += 1
+    TALLY.num_tokens += len(got.token_ids)
     for i, (a, b) in enumerate(zip(got.token_ids, want.token_ids, strict=False)):
         if a != b:
             assert top_two_gap(reference, request, want.token_ids[:i]) < TIE, f"token {i}: {a} for {b} of {request}"
@@ -54,10 +75,9 @@ def assert_same_report(a: Any, b: Any) -> None:
     if a is None or b is None:
         assert a is b is None
         return
-    assert a.token_id == b.token_id and abs(a.logprob - b.logprob) < LOGPROBS, (a, b)
-    assert len(a.top_ids) == len(b.top_ids)
-    for x, y in zip(a.top_logprobs, b.top_logprobs, strict=True):
-        assert abs(x - y) < LOGPROBS, (a, b)
+    assert a.token_id == b.token_id and len(a.top_ids) == len(b.top_ids), (a, b)
+    for x, y in zip((a.logprob, *a.top_logprobs), (b.logprob, *b.top_logprobs), strict=True):
+        TALLY.differ(abs(x - y))
 
 
 def top_two_gap(reference: ReferenceEngine, request: EngineRequest, output: list[int]) -> float:

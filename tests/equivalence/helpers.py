@@ -10,19 +10,16 @@ import tempfile
 from typing import Any
 
 import msgspec
-import torch
 from hypothesis import strategies as st
 
-from optimized import OptimizedEngine
+from optimized import OptimizedEngine, native
 from reference import ReferenceEngine
 from tandem.config import EngineConfig, ModelOptions, SchedulerOptions, resolve
 from tandem.engine import Engine, EngineOutput, EngineRequest, TokenLogprobs
 from tandem.sampling_params import SamplingParams
 from tests.reference.families import VOCAB, build, save
 
-torch.set_num_threads(1)
-
-AS_WRITTEN: dict[str, Any] = {"enforce_eager": True}  # nobody waits for a compiler; what it makes has its own tests
+AS_WRITTEN: dict[str, Any] = {"enforce_eager": True}  # a test says itself whether kernels or twins run
 
 LLAMA: dict[str, Any] = {
     "vocab_size": VOCAB,
@@ -68,6 +65,16 @@ def llama_optimized(**scheduler: Any) -> OptimizedEngine:
     return OptimizedEngine(
         msgspec.structs.replace(llama_config(), scheduler=SchedulerOptions(**(AS_WRITTEN | scheduler)))
     )
+
+
+def use_kernels(wanted: bool) -> None:
+    """On a CPU this process runs the kernels written in C++ from now on, if something can build them, or their twins.
+
+    Engines made later undo it: those here ask for the twins.
+    """
+    native.forget()
+    if wanted:
+        native.Build().run()
 
 
 class Answer(msgspec.Struct):

@@ -20,15 +20,17 @@ from tests.equivalence.helpers import (
     poison,
     run,
     scheduler_options,
+    use_kernels,
 )
 
 
 class Lockstep(RuleBasedStateMachine):
     """Whatever arrives in whatever order, each request is answered as the reference answers it alone."""
 
-    @initialize(options=scheduler_options)
-    def start(self, options: dict[str, Any]) -> None:
+    @initialize(options=scheduler_options, kernels=st.booleans())
+    def start(self, options: dict[str, Any], kernels: bool) -> None:
         self.engine = llama_optimized(**options)
+        use_kernels(kernels)
         self.requests: dict[str, EngineRequest] = {}
         self.answers: dict[str, Answer] = {}
         self.aborted: set[str] = set()
@@ -87,10 +89,12 @@ Lockstep.TestCase.settings = settings(max_examples=settings().max_examples * 2, 
 TestLockstep = Lockstep.TestCase
 
 
+@pytest.mark.parametrize("kernels", [False, True])
 @pytest.mark.parametrize("prompt_logprobs", [None, 1])
-def test_numbers_that_are_none_end_one_request_and_spoil_no_other(prompt_logprobs: int | None) -> None:
+def test_numbers_that_are_none_end_one_request_and_spoil_no_other(prompt_logprobs: int | None, kernels: bool) -> None:
     """A token whose embedding is NaN: its request fails, its neighbours and the next owner of its row do not."""
     engine = llama_optimized(max_num_seqs=3, enable_prefix_caching=False)
+    use_kernels(kernels)
     engine.model._embedding = engine.model._embedding.clone()
     engine.model._embedding[50] = float("nan")
 

@@ -32,7 +32,7 @@ LONG = SamplingParams(max_tokens=400, ignore_eos=True, temperature=0)
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> ResolvedModel:
     directory = write_model(tmp_path_factory.mktemp("model"))
-    return resolve(ModelOptions(model=str(directory), dtype="float32"))
+    return resolve(ModelOptions(model=str(directory), dtype="float32", enforce_eager=True))
 
 
 @contextlib.asynccontextmanager

@@ -20,8 +20,6 @@ from tandem.engine import EngineOutput, EngineRequest
 from tandem.sampling_params import SamplingParams
 from tests.reference.families import VOCAB, build, save
 
-torch.set_num_threads(1)
-
 LLAMA = {
     "vocab_size": VOCAB,
     "hidden_size": 32,

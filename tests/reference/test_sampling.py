@@ -17,8 +17,6 @@ from tandem.engine import EngineRequest
 from tandem.sampling_params import SamplingParams
 from tests.reference import definition
 
-torch.set_num_threads(1)
-
 V = 12
 TIE = 1e-5
 token_ids = st.integers(0, V - 1)

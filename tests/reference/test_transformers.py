@@ -20,7 +20,6 @@ from tests.reference.families import CONTEXT, FAMILIES, VOCAB, build, configs, s
 TOLERANCE = 1e-4
 TIE = 1e-5  # a top-two gap below it counts as agreement
 
-torch.set_num_threads(1)
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
 

@@ -15,6 +15,11 @@ CONTEXT = 4096
 MODEL = "org/tiny"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def with_kernels(built_kernels: None) -> None:
+    """Servers here use them."""
+
+
 @pytest.fixture(scope="session")
 def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_model(tmp_path_factory.mktemp("served"), max_position_embeddings=CONTEXT)

@@ -26,7 +26,6 @@ settings.register_profile(
 @pytest.fixture(scope="session", autouse=True)
 def interpreter_and_poison() -> Iterator[None]:
     assert INTERPRETED, "run through tests/kernels/test_equal_to_twin.py, or with TRITON_INTERPRET=1"
-    torch.set_num_threads(1)
     empty = torch.empty
 
     def poisoned(*size: Any, **options: Any) -> torch.Tensor:
