@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 
 from optimized.kernels.compat import use_triton
+from optimized.kernels.row_best import row_best
 from optimized.kernels.sample import sample as sample_rows
 from optimized.packing import to_device
 from optimized.philox import NOISE_MAX, NOISE_MIN, gumbel
@@ -45,7 +46,8 @@ def sample(logits: torch.Tensor, sequences: list[Sequence], logprobs_mode: str) 
         sequences: N of them.
         logprobs_mode: ``raw_logprobs`` or ``processed_logprobs``.
     """
-    checks = [_Check(NOT_FINITE, range(len(sequences)), logits.amax(dim=-1))]
+    greatest, best = _greatest(logits)
+    checks = [_Check(NOT_FINITE, range(len(sequences)), greatest)]
     reported = [i for i, s in enumerate(sequences) if s.request.sampling.logprobs is not None]
     processed = logprobs_mode == "processed_logprobs"
     raw = logits.index_select(0, _ints(reported, logits)) if reported and not processed else None
@@ -56,17 +58,23 @@ def sample(logits: torch.Tensor, sequences: list[Sequence], logprobs_mode: str) 
         _apply_masks(logits, sequences, edited)
         checks.append(_Check(NO_TOKEN_LEFT, edited, logits.index_select(0, rows).amax(dim=-1)))
         _apply_penalties(logits, sequences, edited)
-        checks.append(_Check(OVERFLOW, edited, logits.index_select(0, rows).amax(dim=-1)))
+        greatest, best = _greatest(logits)
+        checks.append(_Check(OVERFLOW, edited, greatest.index_select(0, rows)))
     drawn = [i for i, s in enumerate(sequences) if s.request.sampling.temperature > 0]
     if use_triton(logits):
-        greatest = logits.amax(dim=-1) if edited else checks[0].greatest
         tokens = _draw_by_kernel(logits, greatest, sequences, reported if processed else [])
     else:
-        tokens = _draw_in_torch(logits, sequences, drawn, processed)
+        assert best is not None
+        tokens = _draw_in_torch(logits, best, sequences, drawn, processed)
     found = torch.cat((tokens, *(torch.isfinite(check.greatest).long() for check in checks))).tolist()
     ids, errors = found[: len(sequences)], _errors(checks, found[len(sequences) :])
     reports = _reports(logits if raw is None else raw, sequences, reported, ids, raw is not None)
     return [Sampled(ids[i], reports.get(i), errors.get(i)) for i in range(len(sequences))]
+
+
+def _greatest(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Of each row the greatest logit, and on a CPU its place: on a GPU the kernel that draws finds that."""
+    return (logits.amax(dim=-1), None) if use_triton(logits) else row_best(logits)
 
 
 def warm_up(logits: torch.Tensor) -> None:
@@ -195,10 +203,12 @@ def _draw_by_kernel(
 
 
 def _draw_in_torch(
-    logits: torch.Tensor, sequences: list[Sequence], drawn: list[int], processed: bool
+    logits: torch.Tensor, tokens: torch.Tensor, sequences: list[Sequence], drawn: list[int], processed: bool
 ) -> torch.Tensor:
-    """Tokens int64 [N]; with ``processed``, what the filters leave of rows that are drawn replaces their logits."""
-    tokens = logits.argmax(dim=-1)  # the first of equals
+    """Tokens int64 [N], of which those of rows that are not ``drawn`` are known: the best, the first of equals.
+
+    With ``processed``, what the filters leave of rows that are drawn replaces their logits.
+    """
     if drawn:
         z, rows = _filtered(logits, sequences, drawn)
         tokens[rows] = _draw(z, [sequences[i] for i in drawn])

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from optimized import attention_cpu, native
-from optimized.kernels import activation, matvec, rms_norm, row_attention
+from optimized.kernels import activation, matvec, rms_norm, row_attention, row_best
 from tandem.engine import EngineRequest
 from tandem.sampling_params import SamplingParams
 from tests.equivalence.comparison import assert_same
@@ -209,6 +209,24 @@ def test_matvec(rows: int, outputs: int, inputs: int, has_bias: bool, seed: int)
     assert ((got.double() - want).abs() <= bound).all()
     for row, alone in zip(got, x, strict=True):
         assert torch.equal(row, matvec.matvec(alone[None], blocks, bias)[0])
+
+
+@given(
+    rows=st.integers(1, 5),
+    size=st.sampled_from([1, 17, 255, 256, 257, 3000]),
+    levels=st.sampled_from([2, 50, 1 << 20]),
+    odd=st.sampled_from([None, float("nan"), float("inf"), float("-inf")]),
+    seed=st.integers(0, 2**31),
+)
+def test_best_of_a_row(rows: int, size: int, levels: int, odd: float | None, seed: int) -> None:
+    torch.manual_seed(seed)
+    x = torch.randint(-levels, levels, (rows, size + 3)).float()[:, :size]  # few levels: many equals
+    if odd is not None:
+        x[-1, torch.randint(size, (1,))] = odd
+    greatest, first = row_best.row_best(x)
+    torch.testing.assert_close(greatest, x.amax(-1), rtol=0, atol=0, equal_nan=True)
+    for row, best, place in zip(x, greatest, first.tolist(), strict=True):
+        assert best.isnan() or place == int((row == best).nonzero()[0])
 
 
 def test_another_layout_is_not_taken_for_oneDNNs() -> None:

@@ -1,0 +1,80 @@
+"""The tests of the C++ kernels have teeth: each of these bugs, planted in a source, makes one of them fail."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from optimized import native
+from tests.equivalence.helpers import use_kernels
+from tests.kernels import test_native as tests
+
+pytestmark = pytest.mark.skipif(not shutil.which("c++"), reason="no C++ compiler")
+
+BUGS: dict[str, tuple[Callable[[], None], str, str, str]] = {
+    "mean over one more": (tests.test_norm, "rms_norm.cpp", "(size) + eps", "(size + 1) + eps"),
+    "every head the first": (tests.test_norm, "rms_norm.cpp", "row % num_inner * inner", "0 * inner"),
+    "wrong constant of gelu": (tests.test_gated, "activation.cpp", "0.044715f", "0.04f"),
+    "gate taken for up": (tests.test_gated, "activation.cpp", "gate + size;", "gate;"),
+    "rotation the other way": (
+        tests.test_rotation_and_write,
+        "row_attention.cpp",
+        "a * cos[i] - b * sin[i]",
+        "a * cos[i] + b * sin[i]",
+    ),
+    "unrotated channels not copied": (
+        tests.test_rotation_and_write,
+        "row_attention.cpp",
+        "std::copy(x + 2 * half, x + d, y + 2 * half);",
+        "",
+    ),
+    "window off by one": (
+        tests.test_attention,
+        "row_attention.cpp",
+        "contexts[seq] - window)",
+        "contexts[seq] - window - 1)",
+    ),
+    "pieces weighted alike": (
+        tests.test_attention,
+        "row_attention.cpp",
+        "weight = exp_of(piece[d()] - greatest)",
+        "weight = 1.0f",
+    ),
+    "cap without scale": (tests.test_attention, "row_attention.cpp", "softcap * (1.0f - 2.0f /", "(1.0f - 2.0f /"),
+    "last keys left out": (tests.test_attention, "row_attention.cpp", "for (; s < count; s++) {", "for (; false;) {"),
+    "a later one of equals": (
+        tests.test_best_of_a_row,
+        "row_best.cpp",
+        "for (int64_t i = start;; i++)",
+        "for (int64_t i = end - 1;; i--)",
+    ),
+    "no number overlooked": (tests.test_best_of_a_row, "row_best.cpp", "is_spoiled ? NAN : best", "best"),
+    "blocks not padded": (
+        tests.test_matvec,
+        "matvec.cpp",
+        "weight + first * padded_inputs",
+        "weight + first * num_inputs",
+    ),
+    "pairs mixed up": (tests.test_matvec, "matvec.cpp", "odd * pair[1]", "odd * pair[0]"),
+}
+
+
+@pytest.mark.parametrize("bug", BUGS)
+def test_is_found(bug: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    test, name, right, wrong = BUGS[bug]
+    sources = tmp_path / "kernels"
+    shutil.copytree(native.SOURCES, sources, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
+    text = (sources / name).read_text(encoding="utf-8")
+    assert right in text
+    (sources / name).write_text(text.replace(right, wrong), encoding="utf-8")
+    monkeypatch.setattr(native, "SOURCES", sources)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    use_kernels(True)
+    try:
+        with pytest.raises(AssertionError):
+            test()
+    finally:
+        native.forget()
