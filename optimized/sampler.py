@@ -12,10 +12,10 @@ from typing import NamedTuple
 import torch
 
 from optimized.kernels.compat import use_triton
+from optimized.kernels.draw import draw
 from optimized.kernels.row_best import row_best
 from optimized.kernels.sample import sample as sample_rows
 from optimized.packing import to_device
-from optimized.philox import NOISE_MAX, NOISE_MIN, gumbel
 from optimized.sequence import Sequence
 from tandem.engine import EngineRequest, TokenLogprobs
 from tandem.sampling_params import SamplingParams
@@ -211,7 +211,13 @@ def _draw_in_torch(
     """
     if drawn:
         z, rows = _filtered(logits, sequences, drawn)
-        tokens[rows] = _draw(z, [sequences[i] for i in drawn])
+        chosen = [sequences[i] for i in drawn]
+        tokens[rows] = draw(
+            z,
+            _ints([_signed(s.request.seed) for s in chosen], z),
+            _ints([s.num_output_tokens for s in chosen], z),
+            _ints([s.request.choice_index for s in chosen], z),
+        )
         if processed:
             logits[rows] = z
     return tokens
@@ -250,26 +256,6 @@ def _least_within_mass(z: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
     p = torch.softmax(ordered, dim=-1)
     num_kept = (p.cumsum(-1) - p < top_p[:, None]).sum(-1, keepdim=True)
     return ordered.gather(1, (num_kept - 1).clamp(min=0)).float()
-
-
-def _draw(z: torch.Tensor, sequences: list[Sequence]) -> torch.Tensor:
-    """Step 5 for rows ``z`` [M, V]: int64 [M].
-
-    A token that could not win with the greatest noise against the least noise of the likeliest token needs none.
-    """
-    z = z - z.amax(dim=-1, keepdim=True)
-    rows, tokens = torch.nonzero(z >= NOISE_MIN - NOISE_MAX, as_tuple=True)
-    position, choice, seed = (
-        _ints(values, z)[rows]
-        for values in (
-            [s.num_output_tokens for s in sequences],
-            [s.request.choice_index for s in sequences],
-            [_signed(s.request.seed) for s in sequences],
-        )
-    )
-    scores = torch.full_like(z, NEVER)
-    scores[rows, tokens] = z[rows, tokens] + gumbel(tokens, position, choice, seed)
-    return scores.argmax(dim=-1)
 
 
 def _signed(seed: int) -> int:

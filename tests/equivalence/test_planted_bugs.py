@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from optimized import attention_cpu, batch, block_pool, engine, row_cache, sampler, scheduler, sequence
+from optimized.kernels import draw
 from optimized.row_cache import RowCache
 from tandem.engine import EngineRequest
 from tandem.sampling_params import SamplingParams
@@ -149,14 +150,14 @@ def presence_counted_like_frequency(patch: pytest.MonkeyPatch) -> None:
 
 @plant
 def noise_of_the_next_position(patch: pytest.MonkeyPatch) -> None:
-    right = sampler.gumbel
-    patch.setattr(sampler, "gumbel", lambda ids, at, choice, seed: right(ids, at + 1, choice, seed))
+    right = draw.gumbel
+    patch.setattr(draw, "gumbel", lambda ids, at, choice, seed: right(ids, at + 1, choice, seed))
 
 
 @plant
 def choices_share_their_noise(patch: pytest.MonkeyPatch) -> None:
-    right = sampler.gumbel
-    patch.setattr(sampler, "gumbel", lambda ids, at, choice, seed: right(ids, at, choice * 0, seed))
+    right = draw.gumbel
+    patch.setattr(draw, "gumbel", lambda ids, at, choice, seed: right(ids, at, choice * 0, seed))
 
 
 @plant

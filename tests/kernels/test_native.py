@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from optimized import attention_cpu, native
-from optimized.kernels import activation, matvec, rms_norm, row_attention, row_best
+from optimized.kernels import activation, draw, matvec, rms_norm, row_attention, row_best
+from optimized.philox import gumbel
 from tandem.engine import EngineRequest
 from tandem.sampling_params import SamplingParams
 from tests.equivalence.comparison import assert_same
@@ -227,6 +228,25 @@ def test_best_of_a_row(rows: int, size: int, levels: int, odd: float | None, see
     torch.testing.assert_close(greatest, x.amax(-1), rtol=0, atol=0, equal_nan=True)
     for row, best, place in zip(x, greatest, first.tolist(), strict=True):
         assert best.isnan() or place == int((row == best).nonzero()[0])
+
+
+@given(
+    size=st.sampled_from([1, 40, 256, 257, 5000]),
+    spread=st.sampled_from([0.1, 3.0, 20.0]),
+    dropped=st.sampled_from([0.0, 0.9]),
+    seed=st.integers(-(2**63), 2**63 - 1),
+    position=st.integers(0, 2**31),
+    choice=st.integers(0, 100),
+)
+def test_draw(size: int, spread: float, dropped: float, seed: int, position: int, choice: int) -> None:
+    torch.manual_seed(seed % 1000)
+    z = torch.randn(4, size) * spread
+    z[:, 1:] = z[:, 1:].masked_fill(torch.rand(4, size - 1) < dropped, float("-inf"))
+    words = [torch.tensor([start + i for i in range(4)]) for start in (max(seed, -(2**63) + 4) - 4, position, choice)]
+    ids = torch.arange(size)
+    for row, token, *of_row in zip(z, draw.draw(z, *words).tolist(), *words, strict=True):
+        scores = row - row.amax() + gumbel(ids, of_row[1] + 0 * ids, of_row[2] + 0 * ids, of_row[0] + 0 * ids)
+        assert scores[token] >= scores.max() - 1e-5
 
 
 def test_another_layout_is_not_taken_for_oneDNNs() -> None:

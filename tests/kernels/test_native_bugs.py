@@ -52,6 +52,13 @@ BUGS: dict[str, tuple[Callable[[], None], str, str, str]] = {
         "for (int64_t i = end - 1;; i--)",
     ),
     "no number overlooked": (tests.test_best_of_a_row, "row_best.cpp", "is_spoiled ? NAN : best", "best"),
+    "position and choice swapped": (
+        tests.test_draw,
+        "draw.cpp",
+        "c1 = position, c2 = choice",
+        "c1 = choice, c2 = position",
+    ),
+    "too much passed over": (tests.test_draw, "draw.cpp", "greatest + NOISE_MAX", "greatest"),
     "blocks not padded": (
         tests.test_matvec,
         "matvec.cpp",
