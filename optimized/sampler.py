@@ -22,6 +22,7 @@ from tandem.sampling_params import SamplingParams
 
 NEVER = float("-inf")
 LOWEST_LOGPROB = -9999.0
+MASS_TOKENS = 1024  # that top-p orders first
 NOT_FINITE = "the model produced logits that are not finite numbers"
 NO_TOKEN_LEFT = "allowed_token_ids, bad_words and min_tokens together leave no token to generate"
 OVERFLOW = "repetition_penalty makes the logits overflow"
@@ -252,10 +253,15 @@ def _least_within_mass(z: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
 
     The last token in order that has less than ``top_p`` [M] before it is kept, and with it all that tie with it.
     """
-    ordered = z.double().sort(dim=-1, descending=True).values
-    p = torch.softmax(ordered, dim=-1)
-    num_kept = (p.cumsum(-1) - p < top_p[:, None]).sum(-1, keepdim=True)
-    return ordered.gather(1, (num_kept - 1).clamp(min=0)).float()
+    total = torch.logsumexp(z.double(), dim=-1, keepdim=True)
+    count, vocab = MASS_TOKENS, z.shape[1]
+    while True:  # most distributions have nearly all of their mass in few tokens: ordering those is enough
+        ordered = z.topk(min(count, vocab), dim=-1).values
+        p = torch.exp(ordered.double() - total)
+        num_kept = (p.cumsum(-1) - p < top_p[:, None]).sum(-1, keepdim=True)
+        if count >= vocab or bool((num_kept < count).all()):
+            return ordered.gather(1, (num_kept - 1).clamp(min=0))
+        count *= 16
 
 
 def _signed(seed: int) -> int:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from optimized import sampler
 from optimized.sampler import sample
 from optimized.sequence import Sequence
 from reference.sampling import SamplingError
@@ -14,7 +17,7 @@ from reference.sampling import sample as sample_one
 from tandem.engine import EngineRequest
 from tandem.sampling_params import SamplingParams
 from tests.equivalence.comparison import assert_same_report, best_two
-from tests.equivalence.helpers import engine_requests, token_ids
+from tests.equivalence.helpers import engine_requests, token_ids, use_kernels
 from tests.equivalence.tolerances import TIE
 from tests.reference.families import VOCAB
 
@@ -44,11 +47,19 @@ def sequence_of(request: EngineRequest, output: list[int]) -> Sequence:
 
 
 @settings(max_examples=5 * settings().max_examples)
-@given(batch=st.lists(rows(), min_size=1, max_size=6), mode=st.sampled_from(MODES))
-def test_a_batch_is_sampled_as_its_rows_alone(batch: list, mode: str) -> None:
+@given(
+    batch=st.lists(rows(), min_size=1, max_size=6),
+    mode=st.sampled_from(MODES),
+    kernels=st.booleans(),
+    mass_tokens=st.sampled_from([1, 20, 1024]),
+)
+def test_a_batch_is_sampled_as_its_rows_alone(batch: list, mode: str, kernels: bool, mass_tokens: int) -> None:
+    use_kernels(kernels)
     logits = torch.tensor([row for row, _, _ in batch])
     sequences = [sequence_of(request, output) for _, request, output in batch]
-    for got, (row, request, output) in zip(sample(logits, sequences, mode), batch, strict=True):
+    with mock.patch.object(sampler, "MASS_TOKENS", mass_tokens):
+        sampled = sample(logits, sequences, mode)
+    for got, (row, request, output) in zip(sampled, batch, strict=True):
         try:
             want = sample_one(torch.tensor(row), request, output, mode)
         except SamplingError as error:
