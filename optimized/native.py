@@ -7,6 +7,7 @@ is there, or where nothing can build it, their twins run: the same operations in
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import hashlib
 import logging
@@ -70,7 +71,7 @@ class Build:
         self._child: subprocess.Popen[str] | None = None
         self._closed = False
         self._ending = threading.Lock()  # held to begin, to bind or to close, so that nothing happens after the end
-        self.is_loaded = self._path.exists() and self._load()
+        self.is_loaded = os.path.exists(self._path) and self._load()
 
     def start(self) -> None:
         """Build beside the engine what is missing; kernels are used as soon as they are there."""
@@ -138,7 +139,13 @@ class Build:
 
 
 def _directory() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tandem"
+    """The user's own, since what lies there is run; one for this process if the user has no home."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tandem"
+    except RuntimeError:
+        directory = tempfile.mkdtemp(prefix="tandem-")
+        atexit.register(shutil.rmtree, directory, ignore_errors=True)
+        return Path(directory)
 
 
 def _cpu() -> str:

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -308,6 +309,15 @@ def test_where_nothing_can_build_them_twins_run(
     assert not build.is_loaded and "no headers" in caplog.text
     assert not list(empty_cache.iterdir()), "something was left behind"
     assert not row_attention.is_ready(torch.float32)
+
+
+def test_a_user_without_a_home_has_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", mock.Mock(side_effect=RuntimeError("Could not determine home directory.")))
+    native.forget()
+    build = native.Build()
+    build.run()
+    assert build.is_loaded and row_attention.is_ready(torch.float32)
 
 
 def test_a_damaged_library_is_not_used(empty_cache: Path, caplog: pytest.LogCaptureFixture) -> None:
