@@ -11,9 +11,6 @@ from typing import NamedTuple
 
 import torch
 
-from optimized.kernels.compat import use_triton
-from optimized.kernels.draw import draw
-from optimized.kernels.row_best import row_best
 from optimized.kernels.sample import sample as sample_rows
 from optimized.packing import to_device
 from optimized.sequence import Sequence
@@ -21,8 +18,8 @@ from tandem.engine import EngineRequest, TokenLogprobs
 from tandem.sampling_params import SamplingParams
 
 NEVER = float("-inf")
+_KINDS = (torch.float32, torch.int64, torch.float64, torch.float32, *[torch.int64] * 3)
 LOWEST_LOGPROB = -9999.0
-MASS_TOKENS = 1024  # that top-p orders first
 NOT_FINITE = "the model produced logits that are not finite numbers"
 NO_TOKEN_LEFT = "allowed_token_ids, bad_words and min_tokens together leave no token to generate"
 OVERFLOW = "repetition_penalty makes the logits overflow"
@@ -47,35 +44,26 @@ def sample(logits: torch.Tensor, sequences: list[Sequence], logprobs_mode: str) 
         sequences: N of them.
         logprobs_mode: ``raw_logprobs`` or ``processed_logprobs``.
     """
-    greatest, best = _greatest(logits)
-    checks = [_Check(NOT_FINITE, range(len(sequences)), greatest)]
     reported = [i for i, s in enumerate(sequences) if s.request.sampling.logprobs is not None]
     processed = logprobs_mode == "processed_logprobs"
     raw = logits.index_select(0, _ints(reported, logits)) if reported and not processed else None
 
     edited = [i for i, s in enumerate(sequences) if _edits(s)]
+    checks = []
     if edited:
         rows = _ints(edited, logits)
+        checks.append(_Check(NOT_FINITE, edited, logits.index_select(0, rows).amax(dim=-1)))
         _apply_masks(logits, sequences, edited)
         checks.append(_Check(NO_TOKEN_LEFT, edited, logits.index_select(0, rows).amax(dim=-1)))
         _apply_penalties(logits, sequences, edited)
-        greatest, best = _greatest(logits)
+    tokens, greatest = _draw(logits, sequences, reported if processed else [])
+    if edited:
         checks.append(_Check(OVERFLOW, edited, greatest.index_select(0, rows)))
-    drawn = [i for i, s in enumerate(sequences) if s.request.sampling.temperature > 0]
-    if use_triton(logits):
-        tokens = _draw_by_kernel(logits, greatest, sequences, reported if processed else [])
-    else:
-        assert best is not None
-        tokens = _draw_in_torch(logits, best, sequences, drawn, processed)
+    checks.append(_Check(NOT_FINITE, range(len(sequences)), greatest))
     found = torch.cat((tokens, *(torch.isfinite(check.greatest).long() for check in checks))).tolist()
     ids, errors = found[: len(sequences)], _errors(checks, found[len(sequences) :])
     reports = _reports(logits if raw is None else raw, sequences, reported, ids, raw is not None)
     return [Sampled(ids[i], reports.get(i), errors.get(i)) for i in range(len(sequences))]
-
-
-def _greatest(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Of each row the greatest logit, and on a CPU its place: on a GPU the kernel that draws finds that."""
-    return (logits.amax(dim=-1), None) if use_triton(logits) else row_best(logits)
 
 
 def warm_up(logits: torch.Tensor) -> None:
@@ -174,94 +162,38 @@ def _apply_penalties(logits: torch.Tensor, sequences: list[Sequence], rows: list
 # ---------------------------------------------------------------------- steps 4 and 5
 
 
-def _draw_by_kernel(
-    logits: torch.Tensor, greatest: torch.Tensor, sequences: list[Sequence], processed: list[int]
-) -> torch.Tensor:
-    """Tokens int64 [N]; what the filters leave of the rows ``processed`` replaces their logits."""
-    params = [s.request.sampling for s in sequences]
-    temperature, top_k, top_p, min_p, seeds, positions, choices = to_device(
-        (
-            torch.tensor([p.temperature for p in params], dtype=torch.float32),
-            torch.tensor([p.top_k for p in params]),
-            torch.tensor([p.top_p for p in params], dtype=torch.float64),
-            torch.tensor([p.min_p for p in params], dtype=torch.float32),
-            torch.tensor([_signed(s.request.seed) for s in sequences]),
-            torch.tensor([s.num_output_tokens for s in sequences]),
-            torch.tensor([s.request.choice_index for s in sequences]),
-        ),
-        logits.device,
-    )
-    # a row that is no numbers gets an error, and until then any token
-    temperature = torch.where(torch.isfinite(greatest), temperature, 0)
-    tokens, least = sample_rows(logits, temperature, top_k, top_p, min_p, seeds, positions, choices)
-    drawn = [i for i in processed if params[i].temperature > 0]
+def _draw(logits: torch.Tensor, sequences: list[Sequence], processed: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens int64 [N] and the greatest logits [N]; what the filters leave of ``processed`` rows replaces theirs."""
+    columns = to_device(_parameters(sequences), logits.device)
+    tokens, least, greatest = sample_rows(logits, *columns)
+    temperature, _, _, min_p, *_ = columns
+    drawn = [i for i in processed if sequences[i].request.sampling.temperature > 0]
     if drawn:
         rows = _ints(drawn, logits)
-        z = logits[rows] / temperature[rows, None]
-        kept = (z >= least[rows, None]) & (torch.exp(z - z.amax(-1, keepdim=True)) >= min_p[rows, None])
-        logits[rows] = z.masked_fill(~kept, NEVER)
-    return tokens
+        given = logits[rows]
+        z = given / temperature[rows, None]
+        top = z.amax(-1, keepdim=True)
+        kept = (z >= least[rows, None]) & (torch.exp(z - top) >= min_p[rows, None])
+        # a temperature that lets z overflow stands for greedy
+        logits[rows] = torch.where(torch.isfinite(top), z.masked_fill(~kept, NEVER), given)
+    return tokens, greatest
 
 
-def _draw_in_torch(
-    logits: torch.Tensor, tokens: torch.Tensor, sequences: list[Sequence], drawn: list[int], processed: bool
-) -> torch.Tensor:
-    """Tokens int64 [N], of which those of rows that are not ``drawn`` are known: the best, the first of equals.
-
-    With ``processed``, what the filters leave of rows that are drawn replaces their logits.
-    """
-    if drawn:
-        z, rows = _filtered(logits, sequences, drawn)
-        chosen = [sequences[i] for i in drawn]
-        tokens[rows] = draw(
-            z,
-            _ints([_signed(s.request.seed) for s in chosen], z),
-            _ints([s.num_output_tokens for s in chosen], z),
-            _ints([s.request.choice_index for s in chosen], z),
-        )
-        if processed:
-            logits[rows] = z
-    return tokens
-
-
-def _filtered(logits: torch.Tensor, sequences: list[Sequence], drawn: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """``z`` [M, V] of the rows that are drawn, with dropped tokens at -inf; and the rows' numbers [M]."""
-    params = [sequences[i].request.sampling for i in drawn]
-    rows = _ints(drawn, logits)
-    z = logits[rows] / torch.tensor([p.temperature for p in params], device=logits.device)[:, None]
-    vocab = z.shape[1]
-    by_k = [i for i, p in enumerate(params) if 0 < p.top_k < vocab]
-    if by_k:
-        k = _ints([params[i].top_k for i in by_k], z)
-        best = z[by_k].topk(int(k.max()), dim=-1).values
-        least = best.gather(1, k[:, None] - 1)
-        z[by_k] = z[by_k].masked_fill(z[by_k] < least, NEVER)
-    by_p = [i for i, p in enumerate(params) if p.top_p < 1]
-    if by_p:
-        top_p = torch.tensor([params[i].top_p for i in by_p], dtype=torch.float64, device=z.device)
-        z[by_p] = z[by_p].masked_fill(z[by_p] < _least_within_mass(z[by_p], top_p), NEVER)
-    by_min = [i for i, p in enumerate(params) if p.min_p > 0]
-    if by_min:
-        min_p = torch.tensor([params[i].min_p for i in by_min], device=z.device)[:, None]
-        part = z[by_min]
-        z[by_min] = part.masked_fill(torch.exp(part - part.amax(-1, keepdim=True)) < min_p, NEVER)
-    return z, rows
-
-
-def _least_within_mass(z: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
-    """For each row of ``z`` [M, V] the least value that top-p keeps, [M, 1].
-
-    The last token in order that has less than ``top_p`` [M] before it is kept, and with it all that tie with it.
-    """
-    total = torch.logsumexp(z.double(), dim=-1, keepdim=True)
-    count, vocab = MASS_TOKENS, z.shape[1]
-    while True:  # most distributions have nearly all of their mass in few tokens: ordering those is enough
-        ordered = z.topk(min(count, vocab), dim=-1).values
-        p = torch.exp(ordered.double() - total)
-        num_kept = (p.cumsum(-1) - p < top_p[:, None]).sum(-1, keepdim=True)
-        if count >= vocab or bool((num_kept < count).all()):
-            return ordered.gather(1, (num_kept - 1).clamp(min=0))
-        count *= 16
+def _parameters(sequences: list[Sequence]) -> list[torch.Tensor]:
+    """What the op wants to know of each row."""
+    params = [s.request.sampling for s in sequences]
+    if not any(p.temperature for p in params):  # most often; then nothing else matters
+        return [torch.zeros(len(params), dtype=kind) for kind in _KINDS]
+    columns: tuple[list[float], ...] = (
+        [p.temperature for p in params],
+        [p.top_k for p in params],
+        [p.top_p for p in params],
+        [p.min_p for p in params],
+        [_signed(s.request.seed) for s in sequences],
+        [s.num_output_tokens for s in sequences],
+        [s.request.choice_index for s in sequences],
+    )
+    return [torch.tensor(column, dtype=kind) for column, kind in zip(columns, _KINDS, strict=True)]
 
 
 def _signed(seed: int) -> int:

@@ -2,18 +2,17 @@
 
 A value is kept by top-k or top-p if what lies strictly above it weighs less than a limit: each value weighs 1 and the
 limit is k, or it weighs its probability and the limit is the share ``top_p`` of all. The weight above x only falls as
-x grows, so the least value that is kept is found by bisection over the bits of a float, whose order is that of the
-numbers. Every pass also moves both ends of the interval to values that occur, so it ends after few passes, and
-exactly, with all ties.
+x grows, so one number, the least value that is kept, says all of it, ties included.
 
-Dividing by a temperature keeps the order of logits, though it may make neighbours equal. So the search runs over
-logits; the least of them, divided, is the least z that is kept, and comparing z with it keeps what has become equal
-too.
+In Triton it is found by bisection over the bits of a float, whose order is that of the numbers. Every pass also moves
+both ends of the interval to values that occur, so it ends after few passes, and exactly. Dividing by a temperature
+keeps the order of logits, though it may make neighbours equal. So the search runs over logits; the least of them,
+divided, is the least z that is kept, and comparing z with it keeps what has become equal too. Probabilities are
+summed as integers, in units of 2**-42 of the greatest one: exact sums need no order to repeat. The second kernel cuts
+rows into pieces, so that a single row is drawn by many multiprocessors; they agree through an atomic maximum over
+(score, lowest id), which is the same in any order.
 
-Probabilities are summed as integers, in units of 2**-42 of the greatest one: exact sums need no order to repeat.
-
-The second kernel cuts rows into pieces, so that a single row is drawn by many multiprocessors; they agree through an
-atomic maximum over (score, lowest id), which is the same in any order.
+On a CPU a core takes a row, in a few passes over what its cache holds: ``sample.cpp``.
 """
 
 from __future__ import annotations
@@ -23,25 +22,31 @@ from typing import NamedTuple
 import torch
 
 from optimized.kernels.compat import ceil_div, jit, next_power_of_2, tl, use_triton
+from optimized.native import INT, POINTER, Function
 from optimized.philox import NOISE_MAX, NOISE_MIN, gumbel
 
 _LOW = 0xFFFFFFFF
 _FIRST = -(1 << 63) + _LOW  # the least score, and token 0
 _PIECE = 4096  # values of a row that are looked at together
 _MASS_SCALE = float(1 << 42)  # 2**20 tokens of probability 1 still fit into 62 bits
+_ORDERED = 1024  # tokens that the twin's top-p orders first
+_NEVER = float("-inf")
+_NATIVE = Function("tandem_sample", POINTER, INT, INT, INT, *[POINTER] * 10)
 
 
 class Drawn(NamedTuple):
     """The token of each row, and what the filters left.
 
     Attributes:
-        tokens: int64 [N].
+        tokens: int64 [N], the lowest of equals.
         least: float32 [N], the least z = logit / temperature that top-k and top-p keep; -inf where both are off, and
             for greedy rows. Together with min-p it says what ``processed_logprobs`` normalizes over.
+        greatest: float32 [N], the greatest logit; NaN if any of the row is.
     """
 
     tokens: torch.Tensor
     least: torch.Tensor
+    greatest: torch.Tensor
 
 
 def sample(
@@ -57,9 +62,9 @@ def sample(
     """One token for each row.
 
     Args:
-        logits: float32 [N, V], after masks and penalties. Channels contiguous, V at most 2**20. A row that is drawn
-            has a finite maximum; a greedy row whose maximum is not gets any token.
-        temperature: float32 [N]; 0 is greedy.
+        logits: float32 [N, V], after masks and penalties. Channels contiguous, V at most 2**20. A row whose greatest
+            is not finite gets any token.
+        temperature: float32 [N]; 0 is greedy, and so is one so small that the greatest z is not finite.
         top_k: int64 [N]; off where it is below 1 or at least V.
         top_p: float64 [N]; off where it is at least 1.
         min_p: float32 [N]; off at 0.
@@ -68,7 +73,12 @@ def sample(
     """
     if use_triton(logits):
         return _launch(logits, temperature, top_k, top_p, min_p, seeds, positions, choices)
-    return _twin(logits, temperature, top_k, top_p, min_p, seeds, positions, choices)
+    if _NATIVE.run is None or logits.is_cuda or logits.stride(1) != 1:
+        return _twin(logits, temperature, top_k, top_p, min_p, seeds, positions, choices)
+    drawn = Drawn(torch.empty(len(logits), dtype=torch.int64), *torch.empty(2, len(logits)))
+    arrays = (temperature, top_k, top_p, min_p, seeds, positions, choices, *drawn)
+    _NATIVE.run(logits.data_ptr(), logits.stride(0), *logits.shape, *[array.data_ptr() for array in arrays])
+    return drawn
 
 
 def _twin(
@@ -81,30 +91,50 @@ def _twin(
     positions: torch.Tensor,
     choices: torch.Tensor,
 ) -> Drawn:
-    """With two sorts, in the order of the definition."""
-    never = float("-inf")
+    """Step by step; each only for the rows that need it."""
+    greatest, tokens = logits.amax(-1), logits.argmax(-1)
+    least = torch.full_like(greatest, _NEVER)
+    rows = ((temperature > 0) & torch.isfinite(greatest / temperature)).nonzero().squeeze(1)
+    z = logits[rows] / temperature[rows, None]
     vocab = logits.shape[1]
-    greedy = temperature == 0
-    z = logits / torch.where(greedy, 1, temperature)[:, None]
-    has_k = (top_k > 0) & (top_k < vocab) & ~greedy
-    k = torch.where(has_k, top_k, 1)
-    by_k = z.sort(dim=-1, descending=True).values.gather(1, k[:, None] - 1)
-    by_k = by_k.masked_fill(~has_k[:, None], never)
 
-    ordered = z.masked_fill(z < by_k, never).double().sort(dim=-1, descending=True).values
-    p = torch.softmax(ordered, dim=-1)
-    num_kept = (p.cumsum(-1) - p < top_p[:, None]).sum(-1, keepdim=True)  # to the last of the last kept equals
-    by_p = ordered.gather(1, (num_kept - 1).clamp(min=0)).float()  # none is kept of a row that is no numbers
-    by_p = by_p.masked_fill(((top_p >= 1) | greedy)[:, None], never)
+    k, p = top_k[rows], top_p[rows]
+    by_k = ((k > 0) & (k < vocab)).nonzero().squeeze(1)
+    if len(by_k):
+        best = z[by_k].topk(int(k[by_k].max()), dim=-1).values
+        least[rows[by_k]] = best.gather(1, k[by_k, None] - 1).squeeze(1)
+    by_p = (p < 1).nonzero().squeeze(1)
+    if len(by_p):
+        kept = z[by_p].masked_fill(z[by_p] < least[rows[by_p], None], _NEVER)
+        least[rows[by_p]] = _least_within_mass(kept, p[by_p]).squeeze(1)
 
-    least = torch.maximum(by_k, by_p)
-    kept = z >= least
-    z = z - z.amax(-1, keepdim=True)
-    kept &= torch.exp(z) >= min_p[:, None]
-    tokens = torch.arange(vocab, device=z.device)
-    noise = torch.stack([gumbel(tokens, *parts) for parts in zip(positions, choices, seeds, strict=True)])
-    scores = torch.where(greedy[:, None], z, (z + noise).masked_fill(~kept, never))
-    return Drawn(scores.argmax(-1), least.squeeze(1))
+    z = z.masked_fill(z < least[rows, None], _NEVER)
+    z = z - z.amax(dim=-1, keepdim=True)
+    by_min = (min_p[rows] > 0).nonzero().squeeze(1)
+    if len(by_min):
+        z[by_min] = z[by_min].masked_fill(torch.exp(z[by_min]) < min_p[rows[by_min], None], _NEVER)
+    # a token that could not win with the greatest noise against the least noise of the likeliest needs none
+    at, ids = torch.nonzero(z >= NOISE_MIN - NOISE_MAX, as_tuple=True)
+    scores = torch.full_like(z, _NEVER)
+    scores[at, ids] = z[at, ids] + gumbel(ids, positions[rows][at], choices[rows][at], seeds[rows][at])
+    tokens[rows] = scores.argmax(-1)
+    return Drawn(tokens, least, greatest)
+
+
+def _least_within_mass(z: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
+    """For each row of ``z`` [M, V] the least value that top-p keeps, [M, 1].
+
+    The last token in order that has less than ``top_p`` [M] before it is kept, and with it all that tie with it.
+    """
+    total = torch.logsumexp(z.double(), dim=-1, keepdim=True)
+    count, vocab = _ORDERED, z.shape[1]
+    while True:  # most distributions have nearly all of their mass in few tokens: ordering those is enough
+        ordered = z.topk(min(count, vocab), dim=-1).values
+        p = torch.exp(ordered.double() - total)
+        num_kept = (p.cumsum(-1) - p < top_p[:, None]).sum(-1, keepdim=True)
+        if count >= vocab or bool((num_kept < count).all()):
+            return ordered.gather(1, (num_kept - 1).clamp(min=0))
+        count *= 16
 
 
 def _launch(
@@ -118,7 +148,9 @@ def _launch(
     choices: torch.Tensor,
 ) -> Drawn:
     num_rows, vocab = logits.shape
-    greatest, least = torch.empty((2, num_rows), dtype=torch.float32, device=logits.device)
+    greatest = logits.amax(dim=-1)
+    temperature = torch.where(torch.isfinite(greatest / temperature), temperature, 0)
+    least = torch.empty_like(greatest)
     best = torch.empty(num_rows, dtype=torch.int64, device=logits.device)
     piece = min(_PIECE, next_power_of_2(vocab))
     if num_rows:
@@ -153,7 +185,7 @@ def _launch(
             BLOCK=piece,
             num_warps=max(1, piece // 512),
         )
-    return Drawn(best.bitwise_not_().bitwise_and_(_LOW), least)
+    return Drawn(best.bitwise_not_().bitwise_and_(_LOW), least, greatest)
 
 
 @jit
@@ -182,13 +214,7 @@ def _filter_kernel(  # type: ignore[no-untyped-def]
     tl.store(p_least + i_row, float("-inf"))
     if temperature == 0:
         return
-    b_greatest = tl.full([BLOCK], float("-inf"), tl.float32)
-    for o_start in range(0, vocab, BLOCK):
-        i_v = o_start + o_v
-        b_greatest = tl.maximum(b_greatest, tl.load(p_logits + i_v, mask=i_v < vocab, other=float("-inf")))
-    greatest = tl.max(b_greatest, axis=0)
-    tl.store(p_greatest + i_row, tl.div_rn(greatest, temperature))
-
+    greatest = tl.load(p_greatest + i_row)
     has_k = (top_k > 0) & (top_k < vocab)
     has_p = top_p < 1
     least = float("-inf")
@@ -295,7 +321,7 @@ def _draw_kernel(  # type: ignore[no-untyped-def]
     m_v = i_v < vocab
     if temperature > 0:
         b_z = tl.div_rn(b_score, temperature)
-        b_score = b_z - tl.load(p_greatest + i_row)
+        b_score = b_z - tl.div_rn(tl.load(p_greatest + i_row), temperature)
         m_v = m_v & (b_z >= tl.load(p_least + i_row)) & (b_score >= HOPELESS)
         m_v = m_v & (tl.exp(b_score) >= tl.load(p_min_p + i_row))
         if tl.max(m_v.to(tl.int32), axis=0) == 0:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from optimized import attention_cpu, batch, block_pool, engine, row_cache, sampler, scheduler, sequence
-from optimized.kernels import draw
+from optimized.kernels import sample as op
 from optimized.row_cache import RowCache
 from tandem.engine import EngineRequest
 from tandem.sampling_params import SamplingParams
@@ -150,20 +150,20 @@ def presence_counted_like_frequency(patch: pytest.MonkeyPatch) -> None:
 
 @plant
 def noise_of_the_next_position(patch: pytest.MonkeyPatch) -> None:
-    right = draw.gumbel
-    patch.setattr(draw, "gumbel", lambda ids, at, choice, seed: right(ids, at + 1, choice, seed))
+    right = op.gumbel
+    patch.setattr(op, "gumbel", lambda ids, at, choice, seed: right(ids, at + 1, choice, seed))
 
 
 @plant
 def choices_share_their_noise(patch: pytest.MonkeyPatch) -> None:
-    right = draw.gumbel
-    patch.setattr(draw, "gumbel", lambda ids, at, choice, seed: right(ids, at, choice * 0, seed))
+    right = op.gumbel
+    patch.setattr(op, "gumbel", lambda ids, at, choice, seed: right(ids, at, choice * 0, seed))
 
 
 @plant
 def top_p_off_by_one(patch: pytest.MonkeyPatch) -> None:
-    right = sampler._least_within_mass
-    patch.setattr(sampler, "_least_within_mass", lambda z, top_p: right(z, top_p * 0.7))
+    right = op._least_within_mass
+    patch.setattr(op, "_least_within_mass", lambda z, top_p: right(z, top_p * 0.7))
 
 
 @plant

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from optimized import sampler
+from optimized.kernels import sample as op
 from optimized.sampler import sample
 from optimized.sequence import Sequence
 from reference.sampling import SamplingError
@@ -51,13 +51,13 @@ def sequence_of(request: EngineRequest, output: list[int]) -> Sequence:
     batch=st.lists(rows(), min_size=1, max_size=6),
     mode=st.sampled_from(MODES),
     kernels=st.booleans(),
-    mass_tokens=st.sampled_from([1, 20, 1024]),
+    ordered=st.sampled_from([1, 20, 1024]),
 )
-def test_a_batch_is_sampled_as_its_rows_alone(batch: list, mode: str, kernels: bool, mass_tokens: int) -> None:
+def test_a_batch_is_sampled_as_its_rows_alone(batch: list, mode: str, kernels: bool, ordered: int) -> None:
     use_kernels(kernels)
     logits = torch.tensor([row for row, _, _ in batch])
     sequences = [sequence_of(request, output) for _, request, output in batch]
-    with mock.patch.object(sampler, "MASS_TOKENS", mass_tokens):
+    with mock.patch.object(op, "_ORDERED", ordered):
         sampled = sample(logits, sequences, mode)
     for got, (row, request, output) in zip(sampled, batch, strict=True):
         try:

@@ -16,12 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from optimized import attention_cpu, native
-from optimized.kernels import activation, draw, matvec, rms_norm, row_attention, row_best
+from optimized.kernels import activation, matvec, rms_norm, row_attention, sample
 from optimized.philox import gumbel
 from tandem.engine import EngineRequest
 from tandem.sampling_params import SamplingParams
 from tests.equivalence.comparison import assert_same
 from tests.equivalence.helpers import llama_optimized, llama_reference, run, use_kernels
+from tests.kernels import draws
 from tests.reference.families import VOCAB
 
 pytestmark = pytest.mark.skipif(not shutil.which("c++"), reason="no C++ compiler")
@@ -213,41 +214,66 @@ def test_matvec(rows: int, outputs: int, inputs: int, has_bias: bool, seed: int)
         assert torch.equal(row, matvec.matvec(alone[None], blocks, bias)[0])
 
 
+@settings(max_examples=5 * settings().max_examples)
+@given(batch=draws.batches(), is_part=st.booleans())
+def test_draw(batch: list[draws.Row], is_part: bool) -> None:
+    arguments = draws.tensors(batch, is_part)
+    before = arguments[0].clone()
+    drawn = sample.sample(*arguments)
+    assert torch.equal(arguments[0], before)
+    draws.check(batch, arguments, drawn, "kernel")
+
+
 @given(
-    rows=st.integers(1, 5),
+    count=st.integers(1, 5),
     size=st.sampled_from([1, 17, 255, 256, 257, 3000]),
     levels=st.sampled_from([2, 50, 1 << 20]),
     odd=st.sampled_from([None, float("nan"), float("inf"), float("-inf")]),
+    temperature=st.sampled_from([0.0, 1.0]),
     seed=st.integers(0, 2**31),
 )
-def test_best_of_a_row(rows: int, size: int, levels: int, odd: float | None, seed: int) -> None:
+def test_greatest_of_a_row(
+    count: int, size: int, levels: int, odd: float | None, temperature: float, seed: int
+) -> None:
     torch.manual_seed(seed)
-    x = torch.randint(-levels, levels, (rows, size + 3)).float()[:, :size]  # few levels: many equals
+    x = torch.randint(-levels, levels, (count, size + 3)).float()[:, :size]  # few levels: many equals
     if odd is not None:
         x[-1, torch.randint(size, (1,))] = odd
-    greatest, first = row_best.row_best(x)
-    torch.testing.assert_close(greatest, x.amax(-1), rtol=0, atol=0, equal_nan=True)
-    for row, best, place in zip(x, greatest, first.tolist(), strict=True):
-        assert best.isnan() or place == int((row == best).nonzero()[0])
+    nothing = torch.zeros(count, dtype=torch.int64)
+    off = torch.ones(count, dtype=torch.float64)
+    drawn = sample.sample(x, nothing + temperature, nothing, off, nothing * 0.0, nothing, nothing, nothing)
+    torch.testing.assert_close(drawn.greatest, x.amax(-1), rtol=0, atol=0, equal_nan=True)
+    for row, best, token in zip(x, drawn.greatest, drawn.tokens.tolist(), strict=True):
+        assert 0 <= token < size
+        if not (best.isnan() or temperature):
+            assert token == int((row == best).nonzero()[0])
 
 
 @given(
-    size=st.sampled_from([1, 40, 256, 257, 5000]),
-    spread=st.sampled_from([0.1, 3.0, 20.0]),
-    dropped=st.sampled_from([0.0, 0.9]),
-    seed=st.integers(-(2**63), 2**63 - 1),
-    position=st.integers(0, 2**31),
-    choice=st.integers(0, 100),
+    size=st.sampled_from([20_000, 160_000]),
+    spread=st.sampled_from([0.0, 0.01, 1.0, 5.0]),
+    levels=st.sampled_from([None, 8]),
+    top_k=st.sampled_from([0, 1, 50, 5000]),
+    top_p=st.sampled_from([0.1, 0.5, 0.9, 0.999, 1.0]),
+    seed=st.integers(0, 2**31),
 )
-def test_draw(size: int, spread: float, dropped: float, seed: int, position: int, choice: int) -> None:
-    torch.manual_seed(seed % 1000)
-    z = torch.randn(4, size) * spread
-    z[:, 1:] = z[:, 1:].masked_fill(torch.rand(4, size - 1) < dropped, float("-inf"))
-    words = [torch.tensor([start + i for i in range(4)]) for start in (max(seed, -(2**63) + 4) - 4, position, choice)]
-    ids = torch.arange(size)
-    for row, token, *of_row in zip(z, draw.draw(z, *words).tolist(), *words, strict=True):
-        scores = row - row.amax() + gumbel(ids, of_row[1] + 0 * ids, of_row[2] + 0 * ids, of_row[0] + 0 * ids)
-        assert scores[token] >= scores.max() - 1e-5
+@settings(max_examples=max(settings().max_examples // 2, 1))
+def test_filters_of_a_great_vocabulary(
+    size: int, spread: float, levels: int | None, top_k: int, top_p: float, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    z = torch.randn(2, size) * spread
+    z = z if levels is None else (z * levels).round() / levels
+    one = torch.ones(2, dtype=torch.int64)
+    arguments = (z, one.float(), one * top_k, one.double() * top_p, one * 0.0, one, one, one)
+    drawn = sample.sample(*arguments)
+    want = sample._twin(*arguments)
+    assert torch.equal(drawn.least, want.least)
+    kept = z >= want.least[:, None]
+    for row, is_kept, token, other in zip(z, kept, drawn.tokens.tolist(), want.tokens.tolist(), strict=True):
+        assert is_kept[token]
+        scores = row + gumbel(torch.arange(size), one[:1], one[:1], one[:1])
+        assert token == other or abs(scores[token] - scores[other]) < 1e-5
 
 
 def test_another_layout_is_not_taken_for_oneDNNs() -> None:

@@ -47,20 +47,45 @@ BUGS: dict[str, tuple[Callable[[], None], str, str, str]] = {
     ),
     "cap without scale": (tests.test_attention, "row_attention.cpp", "softcap * (1.0f - 2.0f /", "(1.0f - 2.0f /"),
     "last keys left out": (tests.test_attention, "row_attention.cpp", "for (; s < count; s++) {", "for (; false;) {"),
-    "a later one of equals": (
-        tests.test_best_of_a_row,
-        "row_best.cpp",
-        "for (int64_t i = start;; i++)",
-        "for (int64_t i = end - 1;; i--)",
+    "some one of equals": (
+        tests.test_greatest_of_a_row,
+        "sample.cpp",
+        "std::find(x + start, x + end, value) - x",
+        "end - 1",
     ),
-    "no number overlooked": (tests.test_best_of_a_row, "row_best.cpp", "is_spoiled ? NAN : best", "best"),
+    "no number overlooked": (
+        tests.test_greatest_of_a_row,
+        "sample.cpp",
+        "is_spoiled ? NAN : greatest",
+        "greatest",
+    ),
+    "k-th value not kept": (tests.test_draw, "sample.cpp", "return kept[k - 1];", "return kept[0];"),
+    "mass of what top-k dropped": (
+        tests.test_draw,
+        "sample.cpp",
+        "std::max(least, greatest + static_cast<float>(WEIGHTLESS))",
+        "greatest + static_cast<float>(WEIGHTLESS)",
+    ),
+    "one lost between halves": (
+        tests.test_filters_of_a_great_vocabulary,
+        "sample.cpp",
+        "first = middle;",
+        "first = middle + 1;",
+    ),
+    "min-p forgotten": (tests.test_draw, "sample.cpp", "least_of_share(min_p[r])", "NEVER"),
+    "what was dropped is drawn": (
+        tests.test_draw,
+        "sample.cpp",
+        "(z[start + i] >= least) & (x >= deepest)",
+        "x >= deepest",
+    ),
     "position and choice swapped": (
         tests.test_draw,
-        "draw.cpp",
-        "c1 = position, c2 = choice",
-        "c1 = choice, c2 = position",
+        "sample.cpp",
+        "c1 = key.position, c2 = key.choice",
+        "c1 = key.choice, c2 = key.position",
     ),
-    "too much passed over": (tests.test_draw, "draw.cpp", "greatest + NOISE_MAX", "greatest"),
+    "too much passed over": (tests.test_draw, "sample.cpp", "greatest + NOISE_MAX", "greatest"),
     "blocks not padded": (
         tests.test_matvec,
         "matvec.cpp",
@@ -80,6 +105,7 @@ def test_is_found(bug: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert right in text
     (sources / name).write_text(text.replace(right, wrong), encoding="utf-8")
     monkeypatch.setattr(native, "SOURCES", sources)
+    monkeypatch.setattr(native, "FLAGS", tuple(flag.replace("-O3", "-O1") for flag in native.FLAGS))  # built sooner
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     use_kernels(True)
     try:

@@ -1,9 +1,7 @@
-"""The draw: ties, masked tokens and both zeros among the logits; every filter alone and together."""
+"""The draw: tokens, and what the filters leave."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
 from unittest import mock
 
 import torch
@@ -11,113 +9,25 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from optimized.kernels import sample as op
+from tests.kernels.draws import Row, batches, check, tensors
 from tests.kernels.interpreted.checks import kernel_and_twin
-
-NEVER = float("-inf")
-UNDECIDED = 1e-5  # so close to a border, or to each other, float32 need not agree with float64
-
-
-@dataclass(frozen=True)
-class Row:
-    logits: list[float]
-    temperature: float
-    top_k: int
-    top_p: float
-    min_p: float
-    seed: int
-    position: int
-    choice: int
-
-
-@st.composite
-def batches(draw: st.DrawFn) -> list[Row]:
-    vocab = draw(st.sampled_from([1, 2, 17, 64, 130, 300]))
-    return [draw(rows(vocab)) for _ in range(draw(st.integers(1, 4)))]
-
-
-@st.composite
-def rows(draw: st.DrawFn, vocab: int) -> Row:
-    torch.manual_seed(draw(st.integers(0, 1 << 30)))
-    logits = torch.randn(vocab) * draw(st.sampled_from([0.1, 3.0, 20.0]))
-    if draw(st.booleans()):
-        logits = (logits * 2).round() / 2  # ties, and zeros of both signs
-    if draw(st.booleans()):
-        logits[torch.rand(vocab) < 0.5] = NEVER
-        logits[draw(st.integers(0, vocab - 1))] = 1.0
-    return Row(
-        logits.tolist(),
-        temperature=draw(st.sampled_from([0.0, 1.0, 0.3, 1.7, 50.0])),
-        top_k=draw(st.sampled_from([0, -1, 1, 2, 7, vocab - 1, vocab, 1 << 40])),
-        top_p=draw(st.sampled_from([1.0, 0.95, 0.5, 0.1, 1e-9])),
-        min_p=draw(st.sampled_from([0.0, 0.0, 0.05, 1.0])),
-        seed=draw(st.integers(-(1 << 63), (1 << 63) - 1)),
-        position=draw(st.sampled_from([0, 5, (1 << 32) - 1])),
-        choice=draw(st.sampled_from([0, 3])),
-    )
 
 
 # borders that few drawn rows would show: the k-th value stays; what top-k drops has no mass for top-p
-@example(batch=[Row([i / 64 for i in range(64)], 1.0, 7, 1.0, 0.0, 1, 0, 0)], piece=64, is_part=False)
-@example(batch=[Row([i / 64 for i in range(64)], 1.0, 7, 0.5, 0.0, 1, 0, 0)], piece=64, is_part=False)
+@example(batch=[Row([i / 64 for i in range(64)], 1.0, 7, 1.0, 0.0, 1, 0, 0)], piece=64, ordered=64, is_part=False)
+@example(batch=[Row([i / 64 for i in range(64)], 1.0, 7, 0.5, 0.0, 1, 0, 0)], piece=64, ordered=64, is_part=False)
 @settings(max_examples=5 * settings().max_examples)
-@given(batch=batches(), piece=st.sampled_from([64, 4096]), is_part=st.booleans())
-def test_each_row_is_the_definition(batch: list[Row], piece: int, is_part: bool) -> None:
-    logits = torch.tensor([row.logits for row in batch])
-    if is_part:
-        logits = torch.cat((logits, torch.full((len(batch), 3), math.nan)), dim=1)[:, : logits.shape[1]]
-    before = logits.clone()
-    columns = [[getattr(row, name) for row in batch] for name in ("temperature", "top_k", "top_p", "min_p")]
-    kinds = (torch.float32, torch.int64, torch.float64, torch.float32)
-    parameters = [torch.tensor(column, dtype=kind) for column, kind in zip(columns, kinds, strict=True)]
-    keys = [torch.tensor([getattr(row, name) for row in batch]) for name in ("seed", "position", "choice")]
-    with mock.patch.object(op, "_PIECE", piece):
-        results = kernel_and_twin(op, lambda: op.sample(logits, *parameters, *keys))
-    assert torch.equal(logits, before)
-    for i, row in enumerate(batch):
-        kept, scores, is_sure = defined(row, logits[i], parameters[0][i])
-        for (tokens, least), what in zip(results, ("kernel", "twin"), strict=True):
-            token = int(tokens[i])
-            assert 0 <= token < len(row.logits), what
-            if row.temperature == 0:
-                assert token == row.logits.index(max(row.logits)), what
-                assert least[i] == NEVER
-            elif is_sure:
-                z = logits[i] / parameters[0][i]
-                is_left = (z >= least[i]) & (torch.exp(z - z.max()) >= row.min_p)
-                assert torch.equal(is_left & (z > NEVER), kept & (z > NEVER)), what
-                assert scores[token] >= scores.max() - UNDECIDED, what
-                if (scores == scores.max()).sum() > 1:
-                    assert token == int(scores.argmax()), what
-
-
-def defined(row: Row, logits: torch.Tensor, temperature: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, bool]:
-    """Which tokens are kept, their scores, and whether none of them lies on a border that rounding may move."""
-    if row.temperature == 0:
-        return logits > NEVER, logits, True
-    z = (logits / temperature).double()  # the quotient is rounded to float32 by definition
-    kept = torch.ones(len(z), dtype=torch.bool)
-    if 0 < row.top_k < len(z):
-        kept &= (z[None] > z[:, None]).sum(1) < row.top_k
-    is_sure = True
-    if row.top_p < 1:
-        p = torch.softmax(z.masked_fill(~kept, NEVER), -1)
-        above = (p[None] * (z[None] > z[:, None])).sum(1)
-        is_sure &= bool(((above - row.top_p).abs() > UNDECIDED * row.top_p).all())
-        kept &= above < row.top_p
-    share = torch.exp(z - z.max())
-    if row.min_p not in (0.0, 1.0):
-        is_sure &= bool(((share - row.min_p).abs() > UNDECIDED * row.min_p).all())
-    kept &= share >= row.min_p
-    noise = torch.tensor([noise_of(v, row) for v in range(len(z))], dtype=torch.float64)
-    return kept, (z - z.max() + noise).masked_fill(~kept, NEVER), is_sure
-
-
-def noise_of(token: int, row: Row) -> float:
-    """Philox-4x32-10 with plain integers, after the paper."""
-    mask = (1 << 32) - 1
-    counter, key = [token, row.position, row.choice, 0], [row.seed & mask, row.seed >> 32 & mask]
-    for _ in range(10):
-        a, b = 0xD2511F53 * counter[0], 0xCD9E8D57 * counter[2]
-        counter = [b >> 32 ^ counter[1] ^ key[0], b & mask, a >> 32 ^ counter[3] ^ key[1], a & mask]
-        key = [(key[0] + 0x9E3779B9) & mask, (key[1] + 0xBB67AE85) & mask]
-    return -math.log(-math.log(((counter[0] >> 9) + 0.5) / (1 << 23)))
+@given(
+    batch=batches(),
+    piece=st.sampled_from([64, 4096]),
+    ordered=st.sampled_from([1, 20, 1024]),
+    is_part=st.booleans(),
+)
+def test_each_row_is_the_definition(batch: list[Row], piece: int, ordered: int, is_part: bool) -> None:
+    arguments = tensors(batch, is_part)
+    before = arguments[0].clone()
+    with mock.patch.multiple(op, _PIECE=piece, _ORDERED=ordered):
+        kernel, twin = kernel_and_twin(op, lambda: op.sample(*arguments))
+    assert torch.equal(arguments[0], before)
+    check(batch, arguments, kernel, "kernel")
+    check(batch, arguments, twin, "twin")
