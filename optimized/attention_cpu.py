@@ -62,9 +62,15 @@ class AttentionPlan:
 def plan(config: ModelConfig, tables: list[Table], batch: Batch, capacity: int, dtype: torch.dtype) -> AttentionPlan:
     """Prepare a step: ``tables`` are those of the layers, ``capacity`` the tokens of a row, ``dtype`` the cache's."""
     at = batch.positions
-    distinct = {id(table): (table[0][at, None], table[1][at, None]) for table in dict.fromkeys(tables)}
+    distinct = {id(table): _at(table, at) for table in dict.fromkeys(tables)}
     twin = None if is_ready(dtype) else _plan_twin(config, batch, capacity)
     return AttentionPlan([distinct[id(table)] for table in tables], at + 1, twin)
+
+
+def _at(table: Table, positions: torch.Tensor) -> Table:
+    """Cosine and sine of each of T positions, [T, 1, R/2]."""
+    cos, sin = table
+    return cos.index_select(0, positions)[:, None], sin.index_select(0, positions)[:, None]
 
 
 def _plan_twin(config: ModelConfig, batch: Batch, capacity: int) -> TwinPlan:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -10,8 +11,7 @@ from optimized.scheduler import Schedule
 from optimized.sequence import Sequence
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
+class Chunk(NamedTuple):
     """Consecutive tokens of one sequence: tokens ``[start, end)`` of the step at positions from ``position`` on."""
 
     sequence: Sequence

@@ -224,6 +224,8 @@ class OptimizedEngine:
         """Log-probabilities of the prompt tokens that follow this step's, for requests that ask for them."""
         for chunk in (*batch.decodes, *batch.prefills):
             sequence = chunk.sequence
+            if sequence.is_plain:
+                continue
             count = sequence.request.sampling.prompt_logprobs
             if count is None or chunk.position >= sequence.num_prompt_tokens - 1 or sequence.num_output_tokens:
                 continue
@@ -243,8 +245,10 @@ class OptimizedEngine:
         wanted = [chunk for chunk in batch.sampled if chunk.sequence.request.max_tokens > 0]
         if not wanted:
             return {}
-        [last] = to_device([torch.tensor([chunk.end - 1 for chunk in wanted])], self.model.device)
-        logits = self.model.logits(x.index_select(0, last))
+        if len(wanted) < batch.num_tokens:
+            [last] = to_device([torch.tensor([chunk.end - 1 for chunk in wanted])], self.model.device)
+            x = x.index_select(0, last)
+        logits = self.model.logits(x)
         sequences = [chunk.sequence for chunk in wanted]
         tokens = sample(logits, sequences, self.config.logprobs_mode)
         return {s.request.request_id: token for s, token in zip(sequences, tokens, strict=True)}

@@ -1,4 +1,4 @@
-"""Small arrays from the host to the device in one copy that nothing waits for.
+"""Small arrays from the host to the device in one copy that nothing waits for, and back in one that is waited for.
 
 Arrays lie in one buffer one behind the other. Each begins at a multiple of 16 bytes, always: Triton compiles another
 variant of a kernel for pointers that do not, and a step must not wait for a compiler.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -33,9 +34,9 @@ def views(buffer: torch.Tensor, layout: Layout) -> list[torch.Tensor]:
 
 
 def pack(arrays: Sequence[torch.Tensor], pinned: bool = False) -> tuple[torch.Tensor, Layout]:
-    """Copies of arrays of the host in one buffer, and how they lie there."""
+    """Copies of arrays in one buffer on their device, and how they lie there."""
     layout = [(x.dtype, tuple(x.shape)) for x in arrays]
-    buffer = buffer_for(layout, torch.device("cpu"), pinned)
+    buffer = buffer_for(layout, arrays[0].device if arrays else torch.device("cpu"), pinned)
     for place, x in zip(views(buffer, layout), arrays, strict=True):
         place.copy_(x)
     return buffer, layout
@@ -47,6 +48,14 @@ def to_device(arrays: Sequence[torch.Tensor], device: torch.device) -> list[torc
         return list(arrays)
     buffer, layout = pack(arrays, pinned=device.type == "cuda")
     return views(buffer.to(device, non_blocking=True), layout)
+
+
+def to_host(arrays: Sequence[torch.Tensor]) -> list[list[Any]]:
+    """The values of one-dimensional arrays that lie on one device."""
+    if arrays[0].device.type != "cpu":
+        buffer, layout = pack(arrays)
+        arrays = views(buffer.cpu(), layout)
+    return [x.tolist() for x in arrays]
 
 
 def _size(dtype: torch.dtype, shape: tuple[int, ...]) -> int:

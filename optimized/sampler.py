@@ -5,6 +5,7 @@ The definition is in ``SamplingParams``. What a request does not use costs nothi
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence as Sized
 from typing import NamedTuple
@@ -12,7 +13,7 @@ from typing import NamedTuple
 import torch
 
 from optimized.kernels.sample import sample as sample_rows
-from optimized.packing import to_device
+from optimized.packing import to_device, to_host
 from optimized.sequence import Sequence
 from tandem.engine import EngineRequest, TokenLogprobs
 from tandem.sampling_params import SamplingParams
@@ -44,11 +45,12 @@ def sample(logits: torch.Tensor, sequences: list[Sequence], logprobs_mode: str) 
         sequences: N of them.
         logprobs_mode: ``raw_logprobs`` or ``processed_logprobs``.
     """
-    reported = [i for i, s in enumerate(sequences) if s.request.sampling.logprobs is not None]
+    special = [i for i, s in enumerate(sequences) if not s.is_plain]
+    reported = [i for i in special if sequences[i].request.sampling.logprobs is not None]
     processed = logprobs_mode == "processed_logprobs"
     raw = logits.index_select(0, _ints(reported, logits)) if reported and not processed else None
 
-    edited = [i for i, s in enumerate(sequences) if _edits(s)]
+    edited = [i for i in special if _edits(sequences[i])]
     checks = []
     if edited:
         rows = _ints(edited, logits)
@@ -56,12 +58,13 @@ def sample(logits: torch.Tensor, sequences: list[Sequence], logprobs_mode: str) 
         _apply_masks(logits, sequences, edited)
         checks.append(_Check(NO_TOKEN_LEFT, edited, logits.index_select(0, rows).amax(dim=-1)))
         _apply_penalties(logits, sequences, edited)
-    tokens, greatest = _draw(logits, sequences, reported if processed else [])
+    drawn = [i for i in special if sequences[i].request.sampling.temperature > 0]
+    tokens, greatest = _draw(logits, sequences, drawn, reported if processed else [])
     if edited:
         checks.append(_Check(OVERFLOW, edited, greatest.index_select(0, rows)))
     checks.append(_Check(NOT_FINITE, range(len(sequences)), greatest))
-    found = torch.cat((tokens, *(torch.isfinite(check.greatest).long() for check in checks))).tolist()
-    ids, errors = found[: len(sequences)], _errors(checks, found[len(sequences) :])
+    ids, *found = to_host((tokens, *(check.greatest for check in checks)))
+    errors = _errors(checks, found)
     reports = _reports(logits if raw is None else raw, sequences, reported, ids, raw is not None)
     return [Sampled(ids[i], reports.get(i), errors.get(i)) for i in range(len(sequences))]
 
@@ -82,13 +85,13 @@ class _Check(NamedTuple):
     greatest: torch.Tensor
 
 
-def _errors(checks: list[_Check], passed: list[int]) -> dict[int, str]:
-    """The first error of each row that has one; ``passed`` are the checks' results, one behind the other."""
+def _errors(checks: list[_Check], found: list[list[float]]) -> dict[int, str]:
+    """The first error of each row that has one; ``found`` are the checks' greatest logits."""
     errors: dict[int, str] = {}
-    row_and_error = [(row, check.error) for check in checks for row in check.rows]
-    for (row, error), is_right in zip(row_and_error, passed, strict=True):
-        if not is_right:
-            errors.setdefault(row, error)
+    for check, greatest in zip(checks, found, strict=True):
+        for row, value in zip(check.rows, greatest, strict=True):
+            if not math.isfinite(value):
+                errors.setdefault(row, check.error)
     return errors
 
 
@@ -162,14 +165,19 @@ def _apply_penalties(logits: torch.Tensor, sequences: list[Sequence], rows: list
 # ---------------------------------------------------------------------- steps 4 and 5
 
 
-def _draw(logits: torch.Tensor, sequences: list[Sequence], processed: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Tokens int64 [N] and the greatest logits [N]; what the filters leave of ``processed`` rows replaces theirs."""
-    columns = to_device(_parameters(sequences), logits.device)
+def _draw(
+    logits: torch.Tensor, sequences: list[Sequence], drawn: list[int], processed: list[int]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens int64 [N], the best ones of rows that are not ``drawn``, and the greatest logits [N].
+
+    What the filters leave of rows that are drawn and ``processed`` replaces their logits.
+    """
+    columns = to_device(_parameters(sequences, drawn), logits.device)
     tokens, least, greatest = sample_rows(logits, *columns)
-    temperature, _, _, min_p, *_ = columns
-    drawn = [i for i in processed if sequences[i].request.sampling.temperature > 0]
-    if drawn:
-        rows = _ints(drawn, logits)
+    filtered = sorted({*drawn} & {*processed})
+    if filtered:
+        temperature, _, _, min_p, *_ = columns
+        rows = _ints(filtered, logits)
         given = logits[rows]
         z = given / temperature[rows, None]
         top = z.amax(-1, keepdim=True)
@@ -179,20 +187,17 @@ def _draw(logits: torch.Tensor, sequences: list[Sequence], processed: list[int])
     return tokens, greatest
 
 
-def _parameters(sequences: list[Sequence]) -> list[torch.Tensor]:
-    """What the op wants to know of each row."""
-    params = [s.request.sampling for s in sequences]
-    if not any(p.temperature for p in params):  # most often; then nothing else matters
-        return [torch.zeros(len(params), dtype=kind) for kind in _KINDS]
-    columns: tuple[list[float], ...] = (
-        [p.temperature for p in params],
-        [p.top_k for p in params],
-        [p.top_p for p in params],
-        [p.min_p for p in params],
-        [_signed(s.request.seed) for s in sequences],
-        [s.num_output_tokens for s in sequences],
-        [s.request.choice_index for s in sequences],
-    )
+def _parameters(sequences: list[Sequence], drawn: list[int]) -> list[torch.Tensor]:
+    """What the op wants to know of each row; zeros are greedy."""
+    if not drawn:
+        return [torch.zeros(len(sequences), dtype=kind) for kind in _KINDS]
+    columns: list[list[float]] = [[0] * len(sequences) for _ in _KINDS]
+    for i in drawn:
+        sequence, request = sequences[i], sequences[i].request
+        p = request.sampling
+        key = (_signed(request.seed), sequence.num_output_tokens, request.choice_index)
+        for column, value in zip(columns, (p.temperature, p.top_k, p.top_p, p.min_p, *key), strict=True):
+            column[i] = value
     return [torch.tensor(column, dtype=kind) for column, kind in zip(columns, _KINDS, strict=True)]
 
 

@@ -11,6 +11,7 @@ import heapq
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from optimized.block_pool import BlockPool
 from optimized.sequence import Sequence
@@ -38,8 +39,7 @@ class SchedulerConfig:
     by_priority: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Scheduled:
+class Scheduled(NamedTuple):
     """One sequence's part of a step: its tokens from ``num_computed_tokens`` on."""
 
     sequence: Sequence
@@ -177,7 +177,8 @@ class Scheduler:
             self._preempt(last)
             if last is sequence:
                 return False
-        sequence.block_ids += self.pool.allocate(missing)
+        if missing:
+            sequence.block_ids += self.pool.allocate(missing)
         return True
 
     def _blocks_missing(self, sequence: Sequence, count: int) -> int:

@@ -16,6 +16,7 @@ class Sequence:
         num_computed_tokens: of ``token_ids``, how many stand in the cache; they fill the first blocks.
         num_cached_tokens: of the prompt, how many were found in the cache when the request first started.
         block_ids: blocks held, in order of the tokens; empty while waiting.
+        is_plain: whether all it ever wants of a step is the most likely token; then nothing else is looked at.
         rank: its place in the order of work: lower runs earlier and is preempted later.
         row: place in the batch while running, else -1. Fixed from start to preemption or end.
         scheduled_time: ``time.monotonic()`` seconds of the first start; 0 before it.
@@ -26,6 +27,7 @@ class Sequence:
         self.rank = rank
         self.token_ids = list(request.prompt_token_ids)
         self.num_prompt_tokens = len(self.token_ids)
+        self.is_plain = _is_plain(request)
         self.num_computed_tokens = 0
         self.num_cached_tokens = 0
         self.block_ids: list[int] = []
@@ -52,3 +54,11 @@ class Sequence:
             tokens = self.token_ids[i * block_size : (i + 1) * block_size]
             self._hashes.append(block_hash(parent, tokens, self.request.cache_salt))
         return self._hashes[:num_blocks]
+
+
+def _is_plain(request: EngineRequest) -> bool:
+    s = request.sampling
+    is_reported = s.logprobs is not None or s.prompt_logprobs is not None
+    is_masked = s.allowed_token_ids is not None or bool(request.bad_words_token_ids or s.logit_bias or s.min_tokens)
+    is_penalized = s.repetition_penalty != 1 or bool(s.frequency_penalty or s.presence_penalty)
+    return s.temperature == 0 and not (is_reported or is_masked or is_penalized)

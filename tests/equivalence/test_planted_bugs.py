@@ -161,6 +161,12 @@ def choices_share_their_noise(patch: pytest.MonkeyPatch) -> None:
 
 
 @plant
+def seeds_of_another_row(patch: pytest.MonkeyPatch) -> None:
+    right = sampler.sample_rows
+    patch.setattr(sampler, "sample_rows", lambda *args: right(*args[:5], args[5].flip(0), *args[6:]))
+
+
+@plant
 def top_p_off_by_one(patch: pytest.MonkeyPatch) -> None:
     right = op._least_within_mass
     patch.setattr(op, "_least_within_mass", lambda z, top_p: right(z, top_p * 0.7))

@@ -76,6 +76,19 @@ def test_a_batch_is_sampled_as_its_rows_alone(batch: list, mode: str, kernels: b
             assert got.logprobs.rank == want.logprobs.rank and got.logprobs.top_ids == want.logprobs.top_ids
 
 
+@pytest.mark.parametrize("kernels", [False, True])
+@pytest.mark.parametrize("mode", MODES)
+def test_a_temperature_that_overflows_is_greedy(mode: str, kernels: bool) -> None:
+    use_kernels(kernels)
+    row = torch.tensor([1.0, 3e34, 2e34, -3e34])
+    sampling = SamplingParams(temperature=1e-5, top_k=2, min_p=0.5, logprobs=3)
+    request = EngineRequest(request_id="", prompt_token_ids=[1], sampling=sampling, max_tokens=9, seed=1)
+    [got] = sample(row[None].clone(), [sequence_of(request, [])], mode)
+    want = sample_one(row, request, [], mode)
+    assert got.token_id == want.token_id == 1
+    assert_same_report(got.logprobs, want.logprobs)
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_neighbours_do_not_change_a_row(mode: str) -> None:
     generator = torch.Generator().manual_seed(1)

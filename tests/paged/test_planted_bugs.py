@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from optimized import cuda_graphs, moe, paged_cache, sampler
+from optimized import cuda_graphs, moe, paged_cache
 from optimized.paged_cache import PagedCache, PagedStep
 from tandem.engine import EngineRequest
 from tandem.sampling_params import SamplingParams
@@ -149,12 +149,6 @@ def window_off_by_one(patch: pytest.MonkeyPatch) -> None:
 def experts_mixed_up(patch: pytest.MonkeyPatch) -> None:
     right = moe.experts
     patch.setattr(moe, "experts", lambda x, up, down, chosen, *rest: right(x, up, down, chosen.flip(1), *rest))
-
-
-@plant
-def seeds_of_another_row(patch: pytest.MonkeyPatch) -> None:
-    right = sampler.sample_rows
-    patch.setattr(sampler, "sample_rows", lambda *args: right(*args[:5], args[5].flip(0), *args[6:]))
 
 
 @pytest.mark.parametrize("name", PLANTS)
