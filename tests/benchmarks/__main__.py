@@ -1,11 +1,16 @@
-"""``python -m tests.benchmarks [engines|prefix|step] …``: the program, and its options (``--help``)."""
+"""``python -m tests.benchmarks [kernels|engines|prefix|step] …``: the program, and its options (``--help``).
+
+Without a word: ``kernels``, then ``engines``.
+"""
 
 import sys
 from importlib import import_module
 
-PROGRAMS = ("engines", "prefix", "step")
+PROGRAMS = ("kernels", "engines", "prefix", "step")
 
 if __name__ == "__main__":
     words = sys.argv[1:]
-    program = words.pop(0) if words and words[0] in PROGRAMS else PROGRAMS[0]
-    import_module(f"tests.benchmarks.{program}").main(words)
+    if words and words[0] not in PROGRAMS:
+        raise SystemExit(f"{words[0]} is not a program; there are {', '.join(PROGRAMS)}")
+    for program in words[:1] or PROGRAMS[:2]:
+        import_module(f"tests.benchmarks.{program}").main(words[1:])
