@@ -42,6 +42,7 @@ from tandem.transport import (
     Shutdown,
     Start,
     StepDone,
+    ToEngine,
     decode_from_engine,
     encode,
     open_socket,
@@ -135,6 +136,7 @@ class EngineClient:
         self._in_process = in_process
         self.on_step = on_step
         self._streams: dict[str, OutputStream] = {}
+        self._unsent: list[EngineRequest] = []  # since the event loop's last turn
         self._info: EngineInfo | None = None
         self._stats = EngineStats()
         self._status = EngineStatus("loading", "the model is being loaded")
@@ -191,6 +193,9 @@ class EngineClient:
     def submit(self, requests: list[EngineRequest]) -> OutputStream:
         """Hand admitted requests to the engine, in order.
 
+        All that is handed over within one turn of the event loop travels in one message, so that the prompts of one
+        HTTP request begin in one step.
+
         Raises:
             EngineError: it is loading, stalled or dead; nothing was handed over.
         """
@@ -198,7 +203,9 @@ class EngineClient:
         stream = OutputStream(self, [request.request_id for request in requests])
         for request in requests:
             self._streams[request.request_id] = stream
-        self._send(AddRequests(requests))
+        if not self._unsent:
+            asyncio.get_running_loop().call_soon(self._send_requests)
+        self._unsent += requests
         return stream
 
     # ------------------------------------------------------------------ lifecycle
@@ -255,7 +262,13 @@ class EngineClient:
 
     # ------------------------------------------------------------------ messages
 
-    def _send(self, message: Any) -> None:
+    def _send_requests(self) -> None:
+        if self._unsent:
+            requests, self._unsent = self._unsent, []
+            self._send(AddRequests(requests))
+
+    def _send(self, message: ToEngine) -> None:
+        self._send_requests()  # what was said before comes before
         with contextlib.suppress(zmq.Again):  # only when there is no engine left to read it
             self._to_engine.send(encode(message), zmq.NOBLOCK)
 

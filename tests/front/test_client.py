@@ -23,6 +23,7 @@ from tandem.errors import EngineDeadError, EngineError, EngineLoadingError, Engi
 from tandem.generation import Generator
 from tandem.outputs import ChoiceDelta
 from tandem.tokenizer import Tokenizer
+from tandem.transport import AbortRequests, AddRequests, ToEngine, encode
 from tests.tiny import write_model
 
 PROMPT = [257, 5, 77, 300]
@@ -256,3 +257,32 @@ def test_closing_ends_the_process_and_is_idempotent(model: ResolvedModel) -> Non
 def _pid(client: EngineClient) -> int:
     assert client.process_id is not None
     return client.process_id
+
+
+def test_what_is_submitted_in_one_turn_travels_together_and_before_its_abort(
+    model: ResolvedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[ToEngine] = []
+
+    def record(message: ToEngine) -> bytes:
+        sent.append(message)
+        return encode(message)
+
+    async def scenario() -> None:
+        async with running(model) as client:
+            monkeypatch.setattr("tandem.client.encode", record)
+            generations = [generator(client, model).generate(PROMPT, LONG) for _ in range(3)]
+            assert not sent
+            await asyncio.sleep(0)
+            [added] = sent
+            assert isinstance(added, AddRequests) and len(added.requests) == 3
+
+            last = generator(client, model).generate(PROMPT, LONG)
+            last.abort()
+            assert [type(message) for message in sent[1:]] == [AddRequests, AbortRequests]
+            assert [request.request_id for request in sent[1].requests] == sent[2].request_ids
+            for generation in generations:
+                generation.abort()
+            await eventually(lambda: client.stats.num_running == 0)
+
+    asyncio.run(scenario())
