@@ -222,7 +222,7 @@ def report(logits: torch.Tensor, token_ids: list[int], counts: list[int]) -> lis
     """Reports on the tokens at the rows of ``logits`` [N, V], each with so many of the most likely tokens."""
     logprobs = torch.log_softmax(logits, dim=-1)
     chosen = logprobs.gather(1, _ints(token_ids, logits)[:, None])  # [N, 1]
-    ranks = (1 + (logprobs > chosen).sum(-1)).tolist()
+    ranks = (1 + _count(logprobs > chosen)).tolist()
     top_ids, top_values = _top(logprobs, min(max(counts), logprobs.shape[1]))
     return [
         TokenLogprobs(
@@ -240,7 +240,7 @@ def _top(logprobs: torch.Tensor, count: int) -> tuple[list[list[int]], list[list
         return [[] for _ in logprobs], [[] for _ in logprobs]
     values, ids = logprobs.topk(count, dim=-1)
     # topk promises no order among equals, nor which of those equal to the last it takes
-    tied_out = (logprobs == values[:, -1:]).sum(-1) > (values == values[:, -1:]).sum(-1)
+    tied_out = _count(logprobs == values[:, -1:]) > _count(values == values[:, -1:])
     for row in tied_out.nonzero().squeeze(-1).tolist():
         candidates = (logprobs[row] >= values[row, -1]).nonzero().squeeze(-1)
         order = logprobs[row, candidates].argsort(descending=True, stable=True)[:count]
@@ -248,6 +248,11 @@ def _top(logprobs: torch.Tensor, count: int) -> tuple[list[list[int]], list[list
     ids, by_id = ids.sort(dim=-1)
     values, order = values.gather(1, by_id).sort(dim=-1, descending=True, stable=True)
     return ids.gather(1, order).tolist(), values.tolist()
+
+
+def _count(x: torch.Tensor) -> torch.Tensor:
+    """How many of each row of ``x`` [N, V] are true, int32 [N]. As bytes they are counted many times faster."""
+    return x.view(torch.uint8).sum(-1, dtype=torch.int32)
 
 
 def _ints(values: list[int], like: torch.Tensor) -> torch.Tensor:
