@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 
+from optimized.kernels.sample import Rows
 from optimized.kernels.sample import sample as sample_rows
 from optimized.packing import to_device, to_host
 from optimized.sequence import Sequence
@@ -19,11 +20,11 @@ from tandem.engine import EngineRequest, TokenLogprobs
 from tandem.sampling_params import SamplingParams
 
 NEVER = float("-inf")
-_KINDS = (torch.float32, torch.int64, torch.float64, torch.float32, *[torch.int64] * 3)
 LOWEST_LOGPROB = -9999.0
 NOT_FINITE = "the model produced logits that are not finite numbers"
 NO_TOKEN_LEFT = "allowed_token_ids, bad_words and min_tokens together leave no token to generate"
 OVERFLOW = "repetition_penalty makes the logits overflow"
+_KINDS = (torch.float32, torch.int64, torch.float64, torch.float32, *[torch.int64] * 3)  # of ``Rows``
 
 
 class Sampled(NamedTuple):
@@ -172,23 +173,22 @@ def _draw(
 
     What the filters leave of rows that are drawn and ``processed`` replaces their logits.
     """
-    columns = to_device(_parameters(sequences, drawn), logits.device)
-    tokens, least, greatest = sample_rows(logits, *columns)
+    rows = Rows(*to_device(_parameters(sequences, drawn), logits.device))
+    tokens, least, greatest = sample_rows(logits, rows)
     filtered = sorted({*drawn} & {*processed})
     if filtered:
-        temperature, _, _, min_p, *_ = columns
-        rows = _ints(filtered, logits)
-        given = logits[rows]
-        z = given / temperature[rows, None]
+        at = _ints(filtered, logits)
+        given = logits[at]
+        z = given / rows.temperature[at, None]
         top = z.amax(-1, keepdim=True)
-        kept = (z >= least[rows, None]) & (torch.exp(z - top) >= min_p[rows, None])
+        kept = (z >= least[at, None]) & (torch.exp(z - top) >= rows.min_p[at, None])
         # a temperature that lets z overflow stands for greedy
-        logits[rows] = torch.where(torch.isfinite(top), z.masked_fill(~kept, NEVER), given)
+        logits[at] = torch.where(torch.isfinite(top), z.masked_fill(~kept, NEVER), given)
     return tokens, greatest
 
 
 def _parameters(sequences: list[Sequence], drawn: list[int]) -> list[torch.Tensor]:
-    """What the op wants to know of each row; zeros are greedy."""
+    """The columns of ``Rows``, on the host; zeros are greedy."""
     if not drawn:
         return [torch.zeros(len(sequences), dtype=kind) for kind in _KINDS]
     columns: list[list[float]] = [[0] * len(sequences) for _ in _KINDS]

@@ -34,6 +34,27 @@ _NEVER = float("-inf")
 _NATIVE = Function("tandem_sample", POINTER, INT, INT, INT, *[POINTER] * 10)
 
 
+class Rows(NamedTuple):
+    """What is asked of each row.
+
+    Attributes:
+        temperature: float32 [N]; 0 is greedy, and so is one so small that the greatest z is not finite.
+        top_k: int64 [N]; off where it is below 1 or at least V.
+        top_p: float64 [N]; off where it is at least 1.
+        min_p: float32 [N]; off at 0.
+        seeds: int64 [N], the 64-bit keys as two's complement.
+        positions, choices: int64 [N], in [0, 2**32).
+    """
+
+    temperature: torch.Tensor
+    top_k: torch.Tensor
+    top_p: torch.Tensor
+    min_p: torch.Tensor
+    seeds: torch.Tensor
+    positions: torch.Tensor
+    choices: torch.Tensor
+
+
 class Drawn(NamedTuple):
     """The token of each row, and what the filters left.
 
@@ -49,75 +70,51 @@ class Drawn(NamedTuple):
     greatest: torch.Tensor
 
 
-def sample(
-    logits: torch.Tensor,
-    temperature: torch.Tensor,
-    top_k: torch.Tensor,
-    top_p: torch.Tensor,
-    min_p: torch.Tensor,
-    seeds: torch.Tensor,
-    positions: torch.Tensor,
-    choices: torch.Tensor,
-) -> Drawn:
+def sample(logits: torch.Tensor, rows: Rows) -> Drawn:
     """One token for each row.
 
     Args:
         logits: float32 [N, V], after masks and penalties. Channels contiguous, V at most 2**20. A row whose greatest
             is not finite gets any token.
-        temperature: float32 [N]; 0 is greedy, and so is one so small that the greatest z is not finite.
-        top_k: int64 [N]; off where it is below 1 or at least V.
-        top_p: float64 [N]; off where it is at least 1.
-        min_p: float32 [N]; off at 0.
-        seeds: int64 [N], the 64-bit keys as two's complement.
-        positions, choices: int64 [N], in [0, 2**32).
+        rows: N of them.
     """
     if use_triton(logits):
-        return _launch(logits, temperature, top_k, top_p, min_p, seeds, positions, choices)
+        return _launch(logits, rows)
     if _NATIVE.run is None or logits.is_cuda or logits.stride(1) != 1:
-        return _twin(logits, temperature, top_k, top_p, min_p, seeds, positions, choices)
+        return _twin(logits, rows)
     drawn = Drawn(torch.empty(len(logits), dtype=torch.int64), *torch.empty(2, len(logits)))
-    arrays = (temperature, top_k, top_p, min_p, seeds, positions, choices, *drawn)
-    _NATIVE.run(logits.data_ptr(), logits.stride(0), *logits.shape, *[array.data_ptr() for array in arrays])
+    _NATIVE.run(logits.data_ptr(), logits.stride(0), *logits.shape, *[x.data_ptr() for x in (*rows, *drawn)])
     return drawn
 
 
-def _twin(
-    logits: torch.Tensor,
-    temperature: torch.Tensor,
-    top_k: torch.Tensor,
-    top_p: torch.Tensor,
-    min_p: torch.Tensor,
-    seeds: torch.Tensor,
-    positions: torch.Tensor,
-    choices: torch.Tensor,
-) -> Drawn:
+def _twin(logits: torch.Tensor, rows: Rows) -> Drawn:
     """Step by step; each only for the rows that need it."""
     greatest, tokens = logits.amax(-1), logits.argmax(-1)
     least = torch.full_like(greatest, _NEVER)
-    rows = ((temperature > 0) & torch.isfinite(greatest / temperature)).nonzero().squeeze(1)
-    z = logits[rows] / temperature[rows, None]
+    drawn = ((rows.temperature > 0) & torch.isfinite(greatest / rows.temperature)).nonzero().squeeze(1)
+    temperature, k, p, min_p, seeds, positions, choices = (column[drawn] for column in rows)
+    z = logits[drawn] / temperature[:, None]
     vocab = logits.shape[1]
 
-    k, p = top_k[rows], top_p[rows]
     by_k = ((k > 0) & (k < vocab)).nonzero().squeeze(1)
     if len(by_k):
         best = z[by_k].topk(int(k[by_k].max()), dim=-1).values
-        least[rows[by_k]] = best.gather(1, k[by_k, None] - 1).squeeze(1)
+        least[drawn[by_k]] = best.gather(1, k[by_k, None] - 1).squeeze(1)
     by_p = (p < 1).nonzero().squeeze(1)
     if len(by_p):
-        kept = z[by_p].masked_fill(z[by_p] < least[rows[by_p], None], _NEVER)
-        least[rows[by_p]] = _least_within_mass(kept, p[by_p]).squeeze(1)
+        kept = z[by_p].masked_fill(z[by_p] < least[drawn[by_p], None], _NEVER)
+        least[drawn[by_p]] = _least_within_mass(kept, p[by_p]).squeeze(1)
 
-    z = z.masked_fill(z < least[rows, None], _NEVER)
+    z = z.masked_fill(z < least[drawn, None], _NEVER)
     z = z - z.amax(dim=-1, keepdim=True)
-    by_min = (min_p[rows] > 0).nonzero().squeeze(1)
+    by_min = (min_p > 0).nonzero().squeeze(1)
     if len(by_min):
-        z[by_min] = z[by_min].masked_fill(torch.exp(z[by_min]) < min_p[rows[by_min], None], _NEVER)
+        z[by_min] = z[by_min].masked_fill(torch.exp(z[by_min]) < min_p[by_min, None], _NEVER)
     # a token that could not win with the greatest noise against the least noise of the likeliest needs none
     at, ids = torch.nonzero(z >= NOISE_MIN - NOISE_MAX, as_tuple=True)
     scores = torch.full_like(z, _NEVER)
-    scores[at, ids] = z[at, ids] + gumbel(ids, positions[rows][at], choices[rows][at], seeds[rows][at])
-    tokens[rows] = scores.argmax(-1)
+    scores[at, ids] = z[at, ids] + gumbel(ids, positions[at], choices[at], seeds[at])
+    tokens[drawn] = scores.argmax(-1)
     return Drawn(tokens, least, greatest)
 
 
@@ -137,19 +134,10 @@ def _least_within_mass(z: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
         count *= 16
 
 
-def _launch(
-    logits: torch.Tensor,
-    temperature: torch.Tensor,
-    top_k: torch.Tensor,
-    top_p: torch.Tensor,
-    min_p: torch.Tensor,
-    seeds: torch.Tensor,
-    positions: torch.Tensor,
-    choices: torch.Tensor,
-) -> Drawn:
+def _launch(logits: torch.Tensor, rows: Rows) -> Drawn:
     num_rows, vocab = logits.shape
     greatest = logits.amax(dim=-1)
-    temperature = torch.where(torch.isfinite(greatest / temperature), temperature, 0)
+    temperature = torch.where(torch.isfinite(greatest / rows.temperature), rows.temperature, 0)
     least = torch.empty_like(greatest)
     best = torch.empty(num_rows, dtype=torch.int64, device=logits.device)
     piece = min(_PIECE, next_power_of_2(vocab))
@@ -157,8 +145,8 @@ def _launch(
         _filter_kernel[(num_rows,)](
             logits,
             temperature,
-            top_k,
-            top_p,
+            rows.top_k,
+            rows.top_p,
             greatest,
             least,
             best,
@@ -172,10 +160,10 @@ def _launch(
         _draw_kernel[(num_rows, ceil_div(vocab, piece))](
             logits,
             temperature,
-            min_p,
-            seeds,
-            positions,
-            choices,
+            rows.min_p,
+            rows.seeds,
+            rows.positions,
+            rows.choices,
             greatest,
             least,
             best,

@@ -25,7 +25,7 @@ import torch
 from optimized import attention_cpu, native
 from optimized.batch import Batch, build_batch
 from optimized.kernels import activation, rms_norm
-from optimized.kernels.sample import Drawn, sample
+from optimized.kernels.sample import Drawn, Rows, sample
 from optimized.linear import Linear
 from optimized.rotary import Table, rotary_table
 from optimized.scheduler import Schedule, Scheduled
@@ -120,12 +120,12 @@ def draws(c: ModelConfig) -> Iterator[Case]:
             ("top-k 50", 1.0, 50, 1.0),
             ("top-p 0.9", 1.0, 0, 0.9),
         ):
-            columns = (one * temperature, one * top_k, one.double() * top_p, one * 0.0, one, one, one)
-            yield Case(f"{name}, {count} rows", partial(draw, logits, columns), size)
+            rows = Rows(one * temperature, one * top_k, one.double() * top_p, one * 0.0, one, one, one)
+            yield Case(f"{name}, {count} rows", partial(draw, logits, rows), size)
 
 
-def draw(logits: Iterator[torch.Tensor], columns: Sized[torch.Tensor]) -> Drawn:
-    return sample(next(logits), *columns)
+def draw(logits: Iterator[torch.Tensor], rows: Rows) -> Drawn:
+    return sample(next(logits), rows)
 
 
 def use_kernels(wanted: bool) -> None:

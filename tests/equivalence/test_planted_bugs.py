@@ -163,7 +163,7 @@ def choices_share_their_noise(patch: pytest.MonkeyPatch) -> None:
 @plant
 def seeds_of_another_row(patch: pytest.MonkeyPatch) -> None:
     right = sampler.sample_rows
-    patch.setattr(sampler, "sample_rows", lambda *args: right(*args[:5], args[5].flip(0), *args[6:]))
+    patch.setattr(sampler, "sample_rows", lambda z, rows: right(z, rows._replace(seeds=rows.seeds.flip(0))))
 
 
 @plant

@@ -111,7 +111,8 @@ def small_ops() -> Iterator[Case]:
         number = torch.zeros(count, dtype=torch.int64, device="cuda")
         one = torch.ones(count, device="cuda")
         for name, top_k, top_p in (("plain", 0, 1.0), ("top-k 50, top-p 0.9", 50, 0.9)):
-            call = partial(sample.sample, logits, one, number + top_k, one.double() * top_p, 0 * one, *[number] * 3)
+            rows = sample.Rows(one, number + top_k, one.double() * top_p, 0 * one, *[number] * 3)
+            call = partial(sample.sample, logits, rows)
             yield f"sample {name} {count}", sample, call, logits.numel() * logits.itemsize
 
 

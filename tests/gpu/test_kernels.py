@@ -128,7 +128,7 @@ def test_sample() -> None:
     torch.manual_seed(0)
     count = 24
     logits = 4 * torch.randn(count, 5000)
-    parameters = (
+    rows = sample.Rows(
         (torch.arange(count) % 3) / 2.0,
         torch.arange(count) % 4 * 20,
         1 - (torch.arange(count) % 5).double() / 10,
@@ -137,7 +137,7 @@ def test_sample() -> None:
         torch.arange(count),
         torch.arange(count) % 2,
     )
-    want = sample.sample(logits, *parameters)
-    got = sample.sample(logits.cuda(), *map(on_gpu, parameters))
+    want = sample.sample(logits, rows)
+    got = sample.sample(logits.cuda(), sample.Rows(*map(on_gpu, rows)))
     assert torch.equal(got.tokens.cpu(), want.tokens)
     assert torch.equal(got.least.cpu() > float("-inf"), want.least > float("-inf"))

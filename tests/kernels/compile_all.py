@@ -158,8 +158,8 @@ def gates(dtype: torch.dtype) -> Iterator[Case]:
 def draws(dtype: torch.dtype) -> Iterator[Case]:
     """Logits are float32 whatever the model's dtype."""
     single, number = torch.zeros(2), torch.zeros(2, dtype=torch.int64)
-    parameters = (single, number, single.double(), single, number, number, number)
-    yield "V=131072", sample, partial(sample.sample, torch.zeros(2, 131072), *parameters)
+    rows = sample.Rows(single, number, single.double(), single, number, number, number)
+    yield "V=131072", sample, partial(sample.sample, torch.zeros(2, 131072), rows)
 
 
 def experts(dtype: torch.dtype) -> Iterator[Case]:

@@ -11,10 +11,19 @@ from dataclasses import dataclass
 import torch
 from hypothesis import strategies as st
 
-from optimized.kernels.sample import Drawn
+from optimized.kernels.sample import Drawn, Rows
 
 NEVER = float("-inf")
 UNDECIDED = 1e-5  # so close to a border, or to each other, float32 need not agree with float64
+KINDS = {
+    "temperature": torch.float32,
+    "top_k": torch.int64,
+    "top_p": torch.float64,
+    "min_p": torch.float32,
+    "seed": torch.int64,
+    "position": torch.int64,
+    "choice": torch.int64,
+}
 
 
 @dataclass(frozen=True)
@@ -32,11 +41,11 @@ class Row:
 @st.composite
 def batches(draw: st.DrawFn) -> list[Row]:
     vocab = draw(st.sampled_from([1, 2, 17, 64, 130, 300, 700]))
-    return [draw(rows(vocab)) for _ in range(draw(st.integers(1, 4)))]
+    return [draw(single_rows(vocab)) for _ in range(draw(st.integers(1, 4)))]
 
 
 @st.composite
-def rows(draw: st.DrawFn, vocab: int) -> Row:
+def single_rows(draw: st.DrawFn, vocab: int) -> Row:
     torch.manual_seed(draw(st.integers(0, 1 << 30)))
     logits = torch.randn(vocab) * draw(st.sampled_from([0.1, 3.0, 20.0]))
     if draw(st.booleans()):
@@ -56,26 +65,20 @@ def rows(draw: st.DrawFn, vocab: int) -> Row:
     )
 
 
-def tensors(batch: list[Row], is_part: bool = False) -> list[torch.Tensor]:
+def tensors(batch: list[Row], is_part: bool = False) -> tuple[torch.Tensor, Rows]:
     """The arguments of the op; with ``is_part`` the logits lie in wider rows."""
     logits = torch.tensor([row.logits for row in batch])
     if is_part:
         logits = torch.cat((logits, torch.full((len(batch), 3), math.nan)), dim=1)[:, : logits.shape[1]]
-    kinds = {"temperature": torch.float32, "top_k": torch.int64, "top_p": torch.float64, "min_p": torch.float32}
-    parameters = [torch.tensor([getattr(row, name) for row in batch], dtype=kind) for name, kind in kinds.items()]
-    return [
-        logits,
-        *parameters,
-        *(torch.tensor([getattr(row, n) for row in batch]) for n in ("seed", "position", "choice")),
-    ]
+    columns = [torch.tensor([getattr(row, name) for row in batch], dtype=kind) for name, kind in KINDS.items()]
+    return logits, Rows(*columns)
 
 
-def check(batch: list[Row], arguments: list[torch.Tensor], drawn: Drawn, what: str) -> None:
+def check(batch: list[Row], logits: torch.Tensor, rows: Rows, drawn: Drawn, what: str) -> None:
     """Each row of ``drawn`` is as defined."""
-    logits, temperature, *_ = arguments
     assert torch.equal(drawn.greatest, logits.amax(-1)), what
     for row, given, divisor, token, least in zip(
-        batch, logits, temperature, drawn.tokens.tolist(), drawn.least, strict=True
+        batch, logits, rows.temperature, drawn.tokens.tolist(), drawn.least, strict=True
     ):
         kept, scores, is_sure = defined(row, given, divisor)
         assert 0 <= token < len(row.logits), what

@@ -217,11 +217,11 @@ def test_matvec(rows: int, outputs: int, inputs: int, has_bias: bool, seed: int)
 @settings(max_examples=5 * settings().max_examples)
 @given(batch=draws.batches(), is_part=st.booleans())
 def test_draw(batch: list[draws.Row], is_part: bool) -> None:
-    arguments = draws.tensors(batch, is_part)
-    before = arguments[0].clone()
-    drawn = sample.sample(*arguments)
-    assert torch.equal(arguments[0], before)
-    draws.check(batch, arguments, drawn, "kernel")
+    logits, columns = draws.tensors(batch, is_part)
+    before = logits.clone()
+    drawn = sample.sample(logits, columns)
+    assert torch.equal(logits, before)
+    draws.check(batch, logits, columns, drawn, "kernel")
 
 
 @given(
@@ -241,7 +241,8 @@ def test_greatest_of_a_row(
         x[-1, torch.randint(size, (1,))] = odd
     nothing = torch.zeros(count, dtype=torch.int64)
     off = torch.ones(count, dtype=torch.float64)
-    drawn = sample.sample(x, nothing + temperature, nothing, off, nothing * 0.0, nothing, nothing, nothing)
+    columns = sample.Rows(nothing + temperature, nothing, off, nothing * 0.0, nothing, nothing, nothing)
+    drawn = sample.sample(x, columns)
     torch.testing.assert_close(drawn.greatest, x.amax(-1), rtol=0, atol=0, equal_nan=True)
     for row, best, token in zip(x, drawn.greatest, drawn.tokens.tolist(), strict=True):
         assert 0 <= token < size
@@ -265,9 +266,9 @@ def test_filters_of_a_great_vocabulary(
     z = torch.randn(2, size) * spread
     z = z if levels is None else (z * levels).round() / levels
     one = torch.ones(2, dtype=torch.int64)
-    arguments = (z, one.float(), one * top_k, one.double() * top_p, one * 0.0, one, one, one)
-    drawn = sample.sample(*arguments)
-    want = sample._twin(*arguments)
+    columns = sample.Rows(one.float(), one * top_k, one.double() * top_p, one * 0.0, one, one, one)
+    drawn = sample.sample(z, columns)
+    want = sample._twin(z, columns)
     assert torch.equal(drawn.least, want.least)
     kept = z >= want.least[:, None]
     for row, is_kept, token, other in zip(z, kept, drawn.tokens.tolist(), want.tokens.tolist(), strict=True):

@@ -24,10 +24,10 @@ from tests.kernels.interpreted.checks import kernel_and_twin
     is_part=st.booleans(),
 )
 def test_each_row_is_the_definition(batch: list[Row], piece: int, ordered: int, is_part: bool) -> None:
-    arguments = tensors(batch, is_part)
-    before = arguments[0].clone()
+    logits, rows = tensors(batch, is_part)
+    before = logits.clone()
     with mock.patch.multiple(op, _PIECE=piece, _ORDERED=ordered):
-        kernel, twin = kernel_and_twin(op, lambda: op.sample(*arguments))
-    assert torch.equal(arguments[0], before)
-    check(batch, arguments, kernel, "kernel")
-    check(batch, arguments, twin, "twin")
+        kernel, twin = kernel_and_twin(op, lambda: op.sample(logits, rows))
+    assert torch.equal(logits, before)
+    check(batch, logits, rows, kernel, "kernel")
+    check(batch, logits, rows, twin, "twin")
