@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import http.client
+import random
+import re
 import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.server.process import CHAT, ENDLESS, Open, ServerProcess, connect, events, eventually, send
@@ -57,6 +60,33 @@ def test_dropped_connections_free_what_they_held(
             connection.close()
     eventually(server.is_idle, 10)
     assert server.post("/v1/completions", ENDLESS | {"max_tokens": 2}).status_code == 200
+
+
+def test_a_thousand_dropped_connections_leave_nothing_behind(server: ServerProcess) -> None:
+    """At any stage: queued, in the prompt, at the first token, in the step that ends it, after the end."""
+    draw = random.Random(0)
+    short = {"prompt": "the quick", "ignore_eos": True, "seed": 1}
+    bodies = [ENDLESS, ENDLESS | {"n": 2}, ENDLESS | {"prompt": "fox " * 300, "max_tokens": 1000}]
+    bodies += [short | {"max_tokens": length} for length in (1, 2, 8)]
+    eventually(server.is_idle, 10)
+    before = blocks_in_use(server)
+    for _ in range(50):
+        connections = [
+            connect(server, "/v1/completions", draw.choice(bodies) | {"stream": draw.random() < 0.5})
+            for _ in range(20)
+        ]
+        draw.shuffle(connections)
+        for connection in connections:
+            time.sleep(draw.choice([0, 0.001, 0.01]))
+            connection.close()
+    assert eventually(lambda: server.is_idle() and blocks_in_use(server) == before, 10) < 1
+    assert server.post("/v1/completions", ENDLESS | {"max_tokens": 2}).status_code == 200
+
+
+def blocks_in_use(server: ServerProcess) -> float:
+    """As a share of all."""
+    metrics = httpx.get(server.url + "/metrics", timeout=5).text
+    return float(re.search(r"^vllm:kv_cache_usage_perc(?:\{.*\})? (\S+)$", metrics, re.MULTILINE)[1])
 
 
 def test_a_slow_reader_delays_nobody_and_misses_nothing(server: ServerProcess) -> None:
