@@ -12,7 +12,7 @@ from unittest import mock
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from optimized import attention_cpu, native
@@ -23,6 +23,7 @@ from tandem.sampling_params import SamplingParams
 from tests.equivalence.comparison import assert_same
 from tests.equivalence.helpers import llama_optimized, llama_reference, run, use_kernels
 from tests.kernels import draws
+from tests.kernels.apart import run_apart
 from tests.reference.families import VOCAB
 
 pytestmark = pytest.mark.skipif(not shutil.which("c++"), reason="no C++ compiler")
@@ -78,6 +79,7 @@ def test_norm(x: torch.Tensor, late: bool, scale: float, added: bool) -> None:
 
 
 @given(x=rows(), name=st.sampled_from(activation._NAMES))
+@example(x=torch.linspace(-4, 4, 300).view(1, -1), name="gelu_tanh")  # where its constants tell
 def test_gated(x: torch.Tensor, name: Any) -> None:
     x = x.flatten(1) if x.dim() == 3 else x
     x = x[:, : x.shape[1] // 2 * 2]
@@ -258,6 +260,7 @@ def test_greatest_of_a_row(
     top_p=st.sampled_from([0.1, 0.5, 0.9, 0.999, 1.0]),
     seed=st.integers(0, 2**31),
 )
+@example(size=160_000, spread=1.0, levels=None, top_k=0, top_p=0.5, seed=1)  # halved many times
 @settings(max_examples=max(settings().max_examples // 2, 1))
 def test_filters_of_a_great_vocabulary(
     size: int, spread: float, levels: int | None, top_k: int, top_p: float, seed: int
@@ -303,6 +306,10 @@ def test_an_engine_that_uses_them_agrees_with_the_reference() -> None:
     for request in requests:
         want = run(llama_reference(), [request])[request.request_id]
         assert_same(llama_reference(), request, answers[request.request_id], want)
+
+
+def test_planted_bugs_are_found() -> None:
+    run_apart("native_bugs", "planted")
 
 
 # ---------------------------------------------------------------------- how they are built

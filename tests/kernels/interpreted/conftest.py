@@ -8,19 +8,8 @@ from unittest import mock
 
 import pytest
 import torch
-from hypothesis import Phase, settings
 
 from optimized.kernels.compat import INTERPRETED
-
-# for planted bugs, whose smallest example nobody reads; the same examples each time, and enough of them for rare ones
-settings.register_profile(
-    "unshrunk",
-    settings.get_profile("default"),
-    phases=[Phase.explicit, Phase.generate],
-    max_examples=100,
-    derandomize=True,
-    database=None,
-)
 
 
 @pytest.fixture(scope="session", autouse=True)
