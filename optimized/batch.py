@@ -30,15 +30,27 @@ class Chunk(NamedTuple):
         return self.position + self.end - self.start
 
 
+class Fill(NamedTuple):
+    """Tokens that are known on the device alone, int64 [n], and their places in a step, int64 [n], there too."""
+
+    places: torch.Tensor
+    token_ids: torch.Tensor
+
+    def put_into(self, token_ids: torch.Tensor) -> None:
+        """Into those of the step, in place."""
+        token_ids.index_copy_(0, self.places, self.token_ids)
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """T tokens of some sequences: first those that add one token each, in order of their rows, then the others.
 
     Attributes:
-        token_ids, positions, rows: int64 [T].
+        token_ids, positions, rows: int64 [T]; a token that is still being drawn is 0.
         decodes: the single tokens, chunk i being token i.
         prefills: the longer chunks.
         sampled: chunks whose last token's logits are drawn from, in order.
+        drawing: those of ``decodes`` whose token is still being drawn.
     """
 
     token_ids: torch.Tensor
@@ -47,6 +59,7 @@ class Batch:
     decodes: list[Chunk]
     prefills: list[Chunk]
     sampled: list[Chunk]
+    drawing: list[Chunk]
 
     @property
     def num_tokens(self) -> int:
@@ -62,14 +75,19 @@ def build_batch(schedule: Schedule) -> Batch:
     positions: list[int] = []
     rows: list[int] = []
     sampled: list[Chunk] = []
+    drawing: list[Chunk] = []
     for work in (*singles, *longer):
         sequence, first, count = work.sequence, work.sequence.num_computed_tokens, work.num_tokens
         chunk = Chunk(sequence, sequence.row, len(token_ids), len(token_ids) + count, first)
         chunks.append(chunk)
-        token_ids += sequence.token_ids[first : first + count]
+        if first < len(sequence.token_ids):
+            token_ids += sequence.token_ids[first : first + count]
+        else:
+            token_ids.append(0)
+            drawing.append(chunk)
         positions += range(first, first + count)
         rows += [sequence.row] * count
         if work.samples:
             sampled.append(chunk)
     ids, at, row = (torch.tensor(values, dtype=torch.int64) for values in (token_ids, positions, rows))
-    return Batch(ids, at, row, chunks[: len(singles)], chunks[len(singles) :], sampled)
+    return Batch(ids, at, row, chunks[: len(singles)], chunks[len(singles) :], sampled, drawing)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from optimized.batch import Batch
+from optimized.batch import Batch, Fill
 from optimized.model import Model
 from optimized.paged_cache import PagedCache, PagedStep
 
@@ -64,20 +64,23 @@ class DecodeGraphs:
         self._captured = {}
         nothing = torch.zeros(0, dtype=torch.int64)
         for size in reversed(sizes):  # the memory of the largest serves all
-            step = cache.lay_out(Batch(nothing, nothing, nothing, [], [], []), size).to(cache.device)
+            step = cache.lay_out(Batch(nothing, nothing, nothing, [], [], [], []), size).to(cache.device)
             self._captured[size] = _Captured(step, capture(_forward_over(model, cache, step)))
 
-    def forward(self, batch: Batch) -> torch.Tensor | None:
+    def forward(self, batch: Batch, fill: Fill | None) -> torch.Tensor | None:
         """Hidden states [T, D], valid until the next call; None if no graph can compute this batch.
 
         Args:
             batch: on the host.
+            fill: see ``Fill``.
         """
         if batch.prefills or batch.num_tokens > self._sizes[-1]:
             return None
         size = self._sizes[bisect_left(self._sizes, batch.num_tokens)]
         captured = self._captured[size]
         captured.step.buffer.copy_(self._cache.lay_out(batch, size).buffer, non_blocking=True)
+        if fill is not None:
+            fill.put_into(captured.step.token_ids)
         return captured.replay()[: batch.num_tokens]
 
 

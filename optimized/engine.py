@@ -1,15 +1,21 @@
-"""The engine: each step schedules, lays out a batch, runs the model, samples and accounts for it."""
+"""The engine: each step schedules, lays out a batch, runs the model, samples and accounts for it.
+
+On a GPU the next step is begun before the tokens of this one are waited for, so that the GPU does not wait for the
+host. It is scheduled as if each sequence went on, and takes its tokens from where they are drawn. A sequence that has
+ended after all was computed once in vain: nobody takes what came of it, and whoever gets its blocks writes later.
+"""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
 from collections.abc import Sequence as Sized
+from typing import NamedTuple
 
 import torch
 
 from optimized import native
-from optimized.batch import Batch, build_batch
+from optimized.batch import Batch, Fill, build_batch
 from optimized.block_pool import BlockPool
 from optimized.cuda_graphs import Capture, CudaCapture, DecodeGraphs, batch_sizes
 from optimized.kernels.compat import HAS_TRITON
@@ -20,7 +26,7 @@ from optimized.packing import to_device
 from optimized.paged_cache import PagedCache
 from optimized.rotary import rotary_tables
 from optimized.row_cache import RowCache
-from optimized.sampler import NOT_FINITE, Sampled, report, sample, warm_up
+from optimized.sampler import NOT_FINITE, Drawing, Sampled, report, sample, warm_up
 from optimized.scheduler import Schedule, Scheduled, Scheduler, SchedulerConfig
 from optimized.sequence import Sequence
 from optimized.weights import fuse
@@ -51,6 +57,25 @@ def choose_device() -> torch.device:
 def choose_cache(device: torch.device) -> type[RowCache] | type[PagedCache]:
     """Attention on a CPU is fastest over contiguous rows; on a GPU the kernels follow block tables."""
     return PagedCache if device.type == "cuda" else RowCache
+
+
+class UnderWay(NamedTuple):
+    """A step that nobody has waited for.
+
+    Attributes:
+        sequences: those that it brings to their last known token.
+        drawn: those of them that get another; ``drawing`` has row i for the i-th.
+        drawing: None if there are none.
+    """
+
+    sequences: list[Sequence]
+    drawn: list[Sequence]
+    drawing: Drawing | None
+
+    @property
+    def is_foreseeable(self) -> bool:
+        """Whether the next step can begin before this one's tokens are known."""
+        return all(sequence.is_foreseeable for sequence in self.drawn)
 
 
 class OptimizedEngine:
@@ -102,6 +127,8 @@ class OptimizedEngine:
         self._prompt_reports: dict[str, list[TokenLogprobs | None]] = {}
         self._broken: set[str] = set()  # requests whose prompt has logits that are no numbers
         self._num_step_tokens = 0
+        self._overlaps = device.type == "cuda"  # elsewhere the host is what computes
+        self._under_way: UnderWay | None = None
         self._build: native.Build | None = None
         if device.type == "cuda":
             self._warm_up()
@@ -117,7 +144,7 @@ class OptimizedEngine:
 
     @property
     def has_unfinished(self) -> bool:
-        return self.scheduler.has_unfinished
+        return self.scheduler.has_unfinished or self._under_way is not None
 
     @property
     def stats(self) -> EngineStats:
@@ -140,16 +167,17 @@ class OptimizedEngine:
 
     @torch.inference_mode()
     def step(self) -> Sized[EngineOutput]:
-        schedule = self.scheduler.schedule()
-        self._prepare_rows(schedule)
-        if not schedule.work:
-            self._num_step_tokens = 0
-            return []
-        batch = build_batch(schedule)
-        x = self._forward(batch)
-        self._report_prompts(batch, x)
-        sampled = self._sample(batch, x)
-        return self._update(schedule, sampled)
+        before, self._under_way = self._under_way, None
+        outputs: list[EngineOutput] = []
+        if before is not None and not before.is_foreseeable:
+            outputs, before = self._finish(before), None
+        begun = self._begin(before)
+        if before is not None:
+            outputs = self._finish(before)
+        if begun is not None and not self._overlaps:
+            return self._finish(begun)
+        self._under_way = begun
+        return outputs
 
     @torch.inference_mode()
     def trace(self, token_ids: list[int]) -> list[torch.Tensor]:
@@ -170,7 +198,7 @@ class OptimizedEngine:
         if self._build:
             self._build.close()
         if hasattr(self, "model"):
-            del self.model, self.cache, self._graphs
+            del self.model, self.cache, self._graphs, self._under_way
             torch.cuda.empty_cache()  # does nothing where there is no GPU
 
     def _new_cache(self, num_rows: int, capacity: int, num_blocks: int) -> RowCache | PagedCache:
@@ -188,6 +216,25 @@ class OptimizedEngine:
 
     # ------------------------------------------------------------------ the parts of a step
 
+    def _begin(self, before: UnderWay | None) -> UnderWay | None:
+        """Set a step going, after one that may be under way; None if there is nothing to do."""
+        schedule = self.scheduler.schedule()
+        self._prepare_rows(schedule)
+        self._num_step_tokens = schedule.num_tokens
+        if not schedule.work:
+            return None
+        batch = build_batch(schedule)
+        x = self._forward(batch, self._fill(batch, before))
+        self._account(schedule)
+        self._report_prompts(batch, x)
+        return self._draw(batch, x)
+
+    def _finish(self, step: UnderWay) -> list[EngineOutput]:
+        """Wait for a step's tokens and say what came of them. Who has left since then is passed over."""
+        sampled = [] if step.drawing is None else step.drawing.take()
+        found = dict(zip(step.drawn, sampled, strict=True))
+        return [self._advance(s, found.get(s)) for s in step.sequences if self.scheduler.holds(s)]
+
     def _prepare_rows(self, schedule: Schedule) -> None:
         """Rows that were left are given back; rows that begin with a cached prefix get it."""
         for row, num_tokens in self.scheduler.vacated:
@@ -197,11 +244,20 @@ class OptimizedEngine:
             num_blocks = sequence.num_computed_tokens // self.scheduler.config.block_size
             self.cache.load(sequence.row, sequence.block_ids[:num_blocks])
 
-    def _forward(self, batch: Batch) -> torch.Tensor:
+    def _fill(self, batch: Batch, before: UnderWay | None) -> Fill | None:
+        """What puts tokens that the step ``before`` draws into this one; None if it needs none."""
+        if not batch.drawing:
+            return None
+        assert before is not None and before.drawing is not None
+        rows = {sequence: row for row, sequence in enumerate(before.drawn)}
+        indices = [chunk.start for chunk in batch.drawing], [rows[chunk.sequence] for chunk in batch.drawing]
+        places, sources = to_device([torch.tensor(x) for x in indices], self.model.device)
+        return Fill(places, before.drawing.tokens.index_select(0, sources))
+
+    def _forward(self, batch: Batch, fill: Fill | None) -> torch.Tensor:
         """Hidden states [T, D]."""
-        self._num_step_tokens = batch.num_tokens
-        x = self._graphs.forward(batch) if self._graphs is not None else None
-        return self._run(batch, self.cache) if x is None else x
+        x = self._graphs.forward(batch, fill) if self._graphs is not None else None
+        return self._run(batch, self.cache, fill) if x is None else x
 
     def _run_alone(self, token_ids: list[int], seen: Callable[[torch.Tensor], None] | None = None) -> torch.Tensor:
         """Hidden states [T, D] of one prefill of a cache of its own."""
@@ -213,11 +269,19 @@ class OptimizedEngine:
         sequence.row = 0
         sequence.block_ids = list(range(-(-length // size)))
         batch = build_batch(Schedule([Scheduled(sequence, length)]))
-        return self._run(batch, self._new_cache(1, length, len(sequence.block_ids)), seen)
+        return self._run(batch, self._new_cache(1, length, len(sequence.block_ids)), seen=seen)
 
-    def _run(self, batch: Batch, cache: KVCache, seen: Callable[[torch.Tensor], None] | None = None) -> torch.Tensor:
+    def _run(
+        self,
+        batch: Batch,
+        cache: KVCache,
+        fill: Fill | None = None,
+        seen: Callable[[torch.Tensor], None] | None = None,
+    ) -> torch.Tensor:
         """Hidden states [T, D] of a batch on the host; ``seen`` as in ``Model.forward``."""
         [token_ids] = to_device([batch.token_ids], self.model.device)
+        if fill is not None:
+            fill.put_into(token_ids)
         return self.model.forward(token_ids, cache.attention(batch), seen)
 
     def _report_prompts(self, batch: Batch, x: torch.Tensor) -> None:
@@ -241,27 +305,26 @@ class OptimizedEngine:
                     break
                 reports += report(logits, part, [count] * len(part))
 
-    def _sample(self, batch: Batch, x: torch.Tensor) -> dict[str, Sampled]:
+    def _draw(self, batch: Batch, x: torch.Tensor) -> UnderWay:
+        """Begin to draw from the logits of hidden states [T, D]."""
+        ended = [chunk.sequence for chunk in batch.sampled]
         wanted = [chunk for chunk in batch.sampled if chunk.sequence.request.max_tokens > 0]
         if not wanted:
-            return {}
+            return UnderWay(ended, [], None)
         if len(wanted) < batch.num_tokens:
             [last] = to_device([torch.tensor([chunk.end - 1 for chunk in wanted])], self.model.device)
             x = x.index_select(0, last)
-        logits = self.model.logits(x)
-        sequences = [chunk.sequence for chunk in wanted]
-        tokens = sample(logits, sequences, self.config.logprobs_mode)
-        return {s.request.request_id: token for s, token in zip(sequences, tokens, strict=True)}
+        drawn = [chunk.sequence for chunk in wanted]
+        drawing = sample(self.model.logits(x), drawn, self.config.logprobs_mode)
+        for sequence in drawn:
+            sequence.num_drawing += 1
+        return UnderWay(ended, drawn, drawing)
 
-    def _update(self, schedule: Schedule, sampled: dict[str, Sampled]) -> list[EngineOutput]:
-        outputs = []
+    def _account(self, schedule: Schedule) -> None:
+        """What the step computes stands in the cache as far as later steps are concerned."""
         for work in schedule.work:
-            samples = work.samples
             for place, block in self.scheduler.computed(work):
                 self.cache.save(work.sequence.row, place, block)
-            if samples:
-                outputs.append(self._advance(work.sequence, sampled.get(work.sequence.request.request_id)))
-        return outputs
 
     def _advance(self, sequence: Sequence, sampled: Sampled | None) -> EngineOutput:
         """Add the token that was drawn, if one was to be, and say what came of it."""
@@ -275,8 +338,8 @@ class OptimizedEngine:
             finish_reason, error = "error", sampled.error
         elif sampled is not None:
             tokens = [sampled.token_id]
-            sequence.token_ids += tokens
-            finish_reason, stop_token_id = _finish(sequence, self.config.max_model_len)
+            sequence.take(sampled.token_id)
+            finish_reason, stop_token_id = _reason_to_end(sequence)
         output = EngineOutput(
             request_id=request.request_id,
             new_token_ids=tokens,
@@ -294,7 +357,8 @@ class OptimizedEngine:
 
     def _take_prompt_reports(self, sequence: Sequence) -> list[TokenLogprobs | None] | None:
         """With the first output, what was asked for about the prompt; a prompt of one token has no report."""
-        if sequence.request.sampling.prompt_logprobs is None or sequence.num_output_tokens > 1:
+        num_known = len(sequence.token_ids) - sequence.num_prompt_tokens
+        if sequence.request.sampling.prompt_logprobs is None or num_known > 1:
             return None
         return self._prompt_reports.pop(sequence.request.request_id, [None])
 
@@ -304,13 +368,13 @@ class OptimizedEngine:
         self.scheduler.finish(request_id)
 
 
-def _finish(sequence: Sequence, max_model_len: int) -> tuple[FinishReason | None, int | None]:
-    """Whether the latest token was the last, and the stop token that it may be."""
+def _reason_to_end(sequence: Sequence) -> tuple[FinishReason | None, int | None]:
+    """Whether the latest known token was the last, and the stop token that it may be."""
     request, token_id = sequence.request, sequence.token_ids[-1]
     if token_id in request.eos_token_ids:
         return "stop", None
     if token_id in request.sampling.stop_token_ids:
         return "stop", token_id
-    if sequence.num_output_tokens >= request.max_tokens or sequence.num_tokens >= max_model_len:
+    if len(sequence.token_ids) >= sequence.limit:
         return "length", None
     return None, None

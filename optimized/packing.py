@@ -1,4 +1,4 @@
-"""Small arrays from the host to the device in one copy that nothing waits for, and back in one that is waited for.
+"""Small arrays from the host to the device in one copy, and back in one; nothing waits until values are asked for.
 
 Arrays lie in one buffer one behind the other. Each begins at a multiple of 16 bytes, always: Triton compiles another
 variant of a kernel for pointers that do not, and a step must not wait for a compiler.
@@ -50,12 +50,24 @@ def to_device(arrays: Sequence[torch.Tensor], device: torch.device) -> list[torc
     return views(buffer.to(device, non_blocking=True), layout)
 
 
-def to_host(arrays: Sequence[torch.Tensor]) -> list[list[Any]]:
-    """The values of one-dimensional arrays that lie on one device."""
-    if arrays[0].device.type != "cpu":
-        buffer, layout = pack(arrays)
-        arrays = views(buffer.cpu(), layout)
-    return [x.tolist() for x in arrays]
+class ToHost:
+    """One-dimensional arrays of one device on their way to the host."""
+
+    def __init__(self, arrays: Sequence[torch.Tensor]) -> None:
+        self._arrived: torch.cuda.Event | None = None
+        self._arrays = arrays
+        if arrays[0].device.type == "cuda":
+            buffer, layout = pack(arrays)
+            landed = buffer_for(layout, torch.device("cpu"), pinned=True).copy_(buffer, non_blocking=True)
+            self._arrays = views(landed, layout)
+            self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._arrived.record()
+
+    def values(self) -> list[list[Any]]:
+        """Of each array, when they have arrived."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return [x.tolist() for x in self._arrays]
 
 
 def _size(dtype: torch.dtype, shape: tuple[int, ...]) -> int:

@@ -14,7 +14,7 @@ import torch
 
 from optimized.kernels.sample import Rows
 from optimized.kernels.sample import sample as sample_rows
-from optimized.packing import to_device, to_host
+from optimized.packing import ToHost, to_device
 from optimized.sequence import Sequence
 from tandem.engine import EngineRequest, TokenLogprobs
 from tandem.sampling_params import SamplingParams
@@ -35,11 +35,46 @@ class Sampled(NamedTuple):
     error: str | None = None
 
 
-def sample(logits: torch.Tensor, sequences: list[Sequence], logprobs_mode: str) -> list[Sampled]:
-    """The next token of each sequence.
+class _Check(NamedTuple):
+    """``error`` is that of each of ``rows`` whose greatest logit is not finite; it is NaN if any of the row is."""
 
-    On a GPU nothing waits for it but the last copy, of the tokens and of what is wrong with them; reports of
-    log-probabilities, for rows that ask for them, come after it.
+    error: str
+    rows: Sized[int]
+    greatest: torch.Tensor
+
+
+class Drawing:
+    """Tokens on their way to the host, and with them what is wrong with their rows.
+
+    Args:
+        tokens: int64 [N], see the attribute.
+        checks: of the rows.
+        seen: the logits of the rows to report on, in order of ``counts``.
+        counts: how many of the most likely tokens the report of a row tells.
+
+    Attributes:
+        tokens: int64 [N], on the device of the logits. Whatever is in a row, its token is one of the vocabulary.
+    """
+
+    def __init__(
+        self, tokens: torch.Tensor, checks: list[_Check], seen: torch.Tensor | None, counts: dict[int, int]
+    ) -> None:
+        self.tokens = tokens
+        self._checks, self._seen, self._counts = checks, seen, counts
+        self._copy = ToHost((tokens, *(check.greatest for check in checks)))
+
+    def take(self) -> list[Sampled]:
+        """Wait for them. Reports are computed only now, and waited for."""
+        ids, *found = self._copy.values()
+        errors, reports = _errors(self._checks, found), {}
+        if self._seen is not None:
+            told = report(self._seen, [ids[row] for row in self._counts], list(self._counts.values()))
+            reports = dict(zip(self._counts, told, strict=True))
+        return [Sampled(token_id, reports.get(i), errors.get(i)) for i, token_id in enumerate(ids)]
+
+
+def sample(logits: torch.Tensor, sequences: list[Sequence], logprobs_mode: str) -> Drawing:
+    """Begin to draw the next token of each sequence. On a GPU nothing here waits for it.
 
     Args:
         logits: float32 [N, V], one row a sequence; may be overwritten.
@@ -49,7 +84,7 @@ def sample(logits: torch.Tensor, sequences: list[Sequence], logprobs_mode: str) 
     special = [i for i, s in enumerate(sequences) if not s.is_plain]
     reported = [i for i in special if sequences[i].request.sampling.logprobs is not None]
     processed = logprobs_mode == "processed_logprobs"
-    raw = logits.index_select(0, _ints(reported, logits)) if reported and not processed else None
+    seen = logits.index_select(0, _ints(reported, logits)) if reported and not processed else None
 
     edited = [i for i in special if _edits(sequences[i])]
     checks = []
@@ -64,10 +99,10 @@ def sample(logits: torch.Tensor, sequences: list[Sequence], logprobs_mode: str) 
     if edited:
         checks.append(_Check(OVERFLOW, edited, greatest.index_select(0, rows)))
     checks.append(_Check(NOT_FINITE, range(len(sequences)), greatest))
-    ids, *found = to_host((tokens, *(check.greatest for check in checks)))
-    errors = _errors(checks, found)
-    reports = _reports(logits if raw is None else raw, sequences, reported, ids, raw is not None)
-    return [Sampled(ids[i], reports.get(i), errors.get(i)) for i in range(len(sequences))]
+    if reported and processed:
+        seen = logits.index_select(0, _ints(reported, logits))
+    counts = {i: sequences[i].request.sampling.logprobs or 0 for i in reported}
+    return Drawing(tokens, checks, seen, counts)
 
 
 def warm_up(logits: torch.Tensor) -> None:
@@ -75,15 +110,7 @@ def warm_up(logits: torch.Tensor) -> None:
     request = EngineRequest(
         request_id="", prompt_token_ids=[0], sampling=SamplingParams(top_k=2, top_p=0.5), max_tokens=1, seed=0
     )
-    sample(logits, [Sequence(request, (0, 0)) for _ in logits], "raw_logprobs")
-
-
-class _Check(NamedTuple):
-    """``error`` is that of each of ``rows`` whose greatest logit is not finite; it is NaN if any of the row is."""
-
-    error: str
-    rows: Sized[int]
-    greatest: torch.Tensor
+    sample(logits, [Sequence(request, (0, 0)) for _ in logits], "raw_logprobs").take()
 
 
 def _errors(checks: list[_Check], found: list[list[float]]) -> dict[int, str]:
@@ -206,16 +233,6 @@ def _signed(seed: int) -> int:
 
 
 # ---------------------------------------------------------------------- log-probabilities
-
-
-def _reports(
-    logits: torch.Tensor, sequences: list[Sequence], rows: list[int], ids: list[int], is_subset: bool
-) -> dict[int, TokenLogprobs]:
-    if not rows:
-        return {}
-    chosen = logits if is_subset else logits.index_select(0, _ints(rows, logits))
-    counts = [sequences[i].request.sampling.logprobs or 0 for i in rows]
-    return dict(zip(rows, report(chosen, [ids[i] for i in rows], counts), strict=True))
 
 
 def report(logits: torch.Tensor, token_ids: list[int], counts: list[int]) -> list[TokenLogprobs]:

@@ -108,6 +108,10 @@ class Scheduler:
         self._by_id[request.request_id] = sequence
         self._queue(sequence)
 
+    def holds(self, sequence: Sequence) -> bool:
+        """Whether it is unfinished."""
+        return self._by_id.get(sequence.request.request_id) is sequence
+
     def finish(self, request_id: str) -> None:
         """Forget a request and free what it holds; an unknown id is ignored."""
         sequence = self._by_id.pop(request_id, None)
@@ -121,26 +125,29 @@ class Scheduler:
             heapq.heapify(self.waiting)
 
     def schedule(self) -> Schedule:
-        """Decide the next step and take the blocks it needs. Empty only when nothing is unfinished."""
+        """Decide the next step and take the blocks it needs. Tokens may be in the drawing, one of each sequence.
+
+        Empty only when nothing is unfinished, or all that is waits for tokens in the drawing.
+        """
         schedule = Schedule()
         num_preemptions = self.num_preemptions
         budget = self._continue_running(schedule, self.config.max_num_batched_tokens)
-        if self.num_preemptions == num_preemptions:  # else there is no room for more
+        if self.num_preemptions == num_preemptions:  # else there is no room, and they may have tokens in the drawing
             self._start_waiting(schedule, budget)
         return schedule
 
     def computed(self, scheduled: Scheduled) -> list[tuple[int, int]]:
-        """Account for a step's work on one sequence; its newly full blocks become findable.
+        """Account for a step's work on one sequence; blocks that are full of known tokens become findable.
 
         Returns:
             The newly findable blocks as (place in the sequence, block).
         """
         sequence, size = scheduled.sequence, self.config.block_size
-        first = sequence.num_computed_tokens // size
         sequence.num_computed_tokens += scheduled.num_tokens
-        last = sequence.num_computed_tokens // size
+        first, last = sequence.num_published, self._num_known_blocks(sequence, 0)
         if not self.config.prefix_caching or first == last:
             return []
+        sequence.num_published = last
         hashes = sequence.hashes(last, size)
         places = range(first, last)
         return [(i, sequence.block_ids[i]) for i in places if self.pool.cache(sequence.block_ids[i], hashes[i])]
@@ -155,6 +162,7 @@ class Scheduler:
             assert len(sequence.block_ids) >= needed, f"{sequence.request.request_id}: {needed} blocks needed"
         for _, sequence in self.waiting:
             assert not sequence.block_ids and sequence.row == -1 and sequence.num_computed_tokens == 0
+            assert not sequence.num_drawing, f"{sequence.request.request_id} could start without knowing its tokens"
 
     # ------------------------------------------------------------------ running sequences
 
@@ -164,8 +172,8 @@ class Scheduler:
                 break
             if sequence.row < 0:  # preempted in favour of one before it
                 continue
-            count = min(sequence.num_tokens - sequence.num_computed_tokens, budget)
-            if self._make_room(sequence, count):
+            count = min(sequence.num_uncomputed_tokens, budget)
+            if count and self._make_room(sequence, count):
                 schedule.work.append(Scheduled(sequence, count))
                 budget -= count
         return budget
@@ -195,7 +203,7 @@ class Scheduler:
         self.pool.release(sequence.block_ids)
         self.vacated.append((sequence.row, sequence.num_computed_tokens))
         sequence.block_ids = []
-        sequence.num_computed_tokens = 0
+        sequence.num_computed_tokens = sequence.num_published = 0
         heapq.heappush(self._free_rows, sequence.row)
         sequence.row = -1
 
@@ -240,6 +248,7 @@ class Scheduler:
         self.pool.share(found)
         sequence.block_ids = [*found, *self.pool.allocate(needed)]
         sequence.num_computed_tokens = num_cached
+        sequence.num_published = len(found)
         if not sequence.scheduled_time:
             sequence.scheduled_time = time.monotonic()
             sequence.num_cached_tokens = num_cached
@@ -265,12 +274,14 @@ class Scheduler:
 
     def _hashes_computed_by(self, scheduled: Scheduled) -> Iterator[bytes]:
         if self.config.prefix_caching:
-            sequence, size = scheduled.sequence, self.config.block_size
-            first, last = (
-                sequence.num_computed_tokens // size,
-                (sequence.num_computed_tokens + scheduled.num_tokens) // size,
-            )
-            yield from sequence.hashes(last, size)[first:]
+            sequence = scheduled.sequence
+            last = self._num_known_blocks(sequence, scheduled.num_tokens)
+            yield from sequence.hashes(last, self.config.block_size)[sequence.num_published :]
+
+    def _num_known_blocks(self, sequence: Sequence, num_more: int) -> int:
+        """Blocks full of known tokens when so many more are computed."""
+        num_computed = sequence.num_computed_tokens + num_more
+        return min(num_computed, len(sequence.token_ids)) // self.config.block_size
 
 
 def _rank(sequence: Sequence) -> tuple[int, int]:

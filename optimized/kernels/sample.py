@@ -75,7 +75,7 @@ def sample(logits: torch.Tensor, rows: Rows) -> Drawn:
 
     Args:
         logits: float32 [N, V], after masks and penalties. Channels contiguous, V at most 2**20. A row whose greatest
-            is not finite gets any token.
+            is not finite gets any token of the vocabulary.
         rows: N of them.
     """
     if use_triton(logits):

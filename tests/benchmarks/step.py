@@ -68,6 +68,7 @@ class Watches:
 def watched(shape: dict[str, Any], num_seqs: int) -> tuple[Any, Watches]:
     """The optimized engine with watches on its parts."""
     from optimized import engine as module
+    from optimized.sampler import Drawing
 
     with on_disk(shape) as directory:
         options = ModelOptions(model=directory, backend="optimized", load_format="dummy", max_num_seqs=num_seqs)
@@ -82,8 +83,10 @@ def watched(shape: dict[str, Any], num_seqs: int) -> tuple[Any, Watches]:
         (engine.model, "forward", "model"),
         (engine.model, "logits", "model"),
         (engine, "_report_prompts", "sample"),
-        (engine, "_sample", "sample"),
-        (engine, "_update", "update"),
+        (engine, "_draw", "sample"),
+        (Drawing, "take", "sample"),
+        (engine, "_account", "update"),
+        (engine, "_finish", "update"),
     ):
         watches.around(owner, name, part)
     return engine, watches

@@ -83,8 +83,8 @@ def assert_same_report(a: Any, b: Any) -> None:
 def top_two_gap(reference: ReferenceEngine, request: EngineRequest, output: list[int]) -> float:
     """Difference between the two best scores of the reference, noise included, after ``output``."""
     with torch.inference_mode():
-        ids = torch.tensor([*request.prompt_token_ids, *output])
-        logits = reference.model.logits(reference.model(ids, reference.model.new_cache())[-1:])[0]
+        ids = torch.tensor([*request.prompt_token_ids, *output], device=reference.model.device)
+        logits = reference.model.logits(reference.model(ids, reference.model.new_cache())[-1:])[0].cpu()
         best, second = best_two(logits, request, output)
         return best - second
 

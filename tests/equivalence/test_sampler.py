@@ -58,7 +58,7 @@ def test_a_batch_is_sampled_as_its_rows_alone(batch: list, mode: str, kernels: b
     logits = torch.tensor([row for row, _, _ in batch])
     sequences = [sequence_of(request, output) for _, request, output in batch]
     with mock.patch.object(op, "_ORDERED", ordered):
-        sampled = sample(logits, sequences, mode)
+        sampled = sample(logits, sequences, mode).take()
     for got, (row, request, output) in zip(sampled, batch, strict=True):
         try:
             want = sample_one(torch.tensor(row), request, output, mode)
@@ -83,7 +83,7 @@ def test_a_temperature_that_overflows_is_greedy(mode: str, kernels: bool) -> Non
     row = torch.tensor([1.0, 3e34, 2e34, -3e34])
     sampling = SamplingParams(temperature=1e-5, top_k=2, min_p=0.5, logprobs=3)
     request = EngineRequest(request_id="", prompt_token_ids=[1], sampling=sampling, max_tokens=9, seed=1)
-    [got] = sample(row[None].clone(), [sequence_of(request, [])], mode)
+    [got] = sample(row[None].clone(), [sequence_of(request, [])], mode).take()
     want = sample_one(row, request, [], mode)
     assert got.token_id == want.token_id == 1
     assert_same_report(got.logprobs, want.logprobs)
@@ -94,8 +94,8 @@ def test_neighbours_do_not_change_a_row(mode: str) -> None:
     generator = torch.Generator().manual_seed(1)
     logits = torch.randn(64, VOCAB, generator=generator)
     requests = [varied(i) for i in range(64)]
-    together = sample(logits.clone(), [sequence_of(r, []) for r in requests], mode)
-    alone = [sample(logits[i : i + 1].clone(), [sequence_of(r, [])], mode)[0] for i, r in enumerate(requests)]
+    together = sample(logits.clone(), [sequence_of(r, []) for r in requests], mode).take()
+    alone = [sample(logits[i : i + 1].clone(), [sequence_of(r, [])], mode).take()[0] for i, r in enumerate(requests)]
     assert [t.token_id for t in together] == [a.token_id for a in alone]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import torch
 
 from optimized import OptimizedEngine
@@ -14,18 +15,31 @@ from tests.equivalence.helpers import Answer, llama_optimized, llama_reference, 
 TOKEN_BYTES = 2 * 2 * 2 * 8 * 4  # that a token of the small Llama takes in the cache
 
 
-def paged_llama(num_tokens: int | None = None, is_captured: bool = True, **scheduler: Any) -> OptimizedEngine:
-    """A small model with room for so many tokens; steps of decodes are padded as those of a captured graph."""
+def paged_llama(
+    num_tokens: int | None = None, is_captured: bool = True, overlaps: bool = True, **scheduler: Any
+) -> OptimizedEngine:
+    """A small model with room for so many tokens; see ``as_on_a_gpu``."""
     size = None if num_tokens is None else num_tokens * TOKEN_BYTES
-    return padded(llama_optimized(kv_cache_memory_bytes=size, **scheduler), is_captured)
+    return as_on_a_gpu(llama_optimized(kv_cache_memory_bytes=size, **scheduler), is_captured, overlaps)
 
 
-def padded(engine: OptimizedEngine, is_captured: bool = True) -> OptimizedEngine:
-    """Lay decodes out for a captured graph, and capture none unless there is a GPU; or neither."""
+def as_on_a_gpu(engine: OptimizedEngine, is_captured: bool = True, overlaps: bool = True) -> OptimizedEngine:
+    """Lay decodes out for a captured graph, and capture none unless there is a GPU; begin steps before the one before
+    is waited for. Or neither."""
     engine._graphs = None
     if is_captured:
         engine.capture_decodes(lambda forward: forward)
+    engine._overlaps = overlaps
     return engine
+
+
+def foreseeable(request: EngineRequest) -> EngineRequest:
+    """The same without what would have each step wait for the one before."""
+    replace = msgspec.structs.replace
+    penalties = {"repetition_penalty": 1.0, "frequency_penalty": 0.0, "presence_penalty": 0.0}
+    words = tuple(word for word in request.bad_words_token_ids if len(word) == 1)
+    sampling = replace(request.sampling, logprobs=None, **penalties)
+    return replace(request, sampling=sampling, bad_words_token_ids=words)
 
 
 def poison(engine: OptimizedEngine) -> None:

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from optimized.batch import Batch
+from optimized.batch import Batch, Fill
 from optimized.cuda_graphs import batch_sizes
 from tandem.engine import EngineRequest
 from tandem.sampling_params import SamplingParams
 from tests.equivalence.helpers import pair, run
-from tests.paged.helpers import padded, paged_llama, poison
+from tests.paged.helpers import as_on_a_gpu, paged_llama, poison
 from tests.reference.families import VOCAB, build
 
 SIZES: dict[str, Any] = {
@@ -39,13 +39,13 @@ def test_sizes_rise_to_the_most_there_can_be(most: int, sizes: list[int]) -> Non
 def test_padded_decodes_have_the_same_hidden_states(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     more: dict[str, Any] = {} if family == "llama" else {"sliding_window": 9}
     _, _, engine = pair(build(family, SIZES | more, seed=3), max_num_seqs=11, block_size=4)
-    poison(padded(engine))
+    poison(as_on_a_gpu(engine))
     counts: set[int] = set()
 
-    def forward(batch: Batch) -> torch.Tensor:
-        alone = engine._run(batch, engine.cache)
+    def forward(batch: Batch, fill: Fill | None) -> torch.Tensor:
+        alone = engine._run(batch, engine.cache, fill)
         assert engine._graphs is not None
-        x = engine._graphs.forward(batch)
+        x = engine._graphs.forward(batch, fill)
         assert (x is None) == bool(batch.prefills)
         if x is not None:
             counts.add(batch.num_tokens)
@@ -53,7 +53,7 @@ def test_padded_decodes_have_the_same_hidden_states(family: str, monkeypatch: py
         return alone
 
     monkeypatch.setattr(engine, "_forward", forward)
-    run(engine, [request(i, 3 + 2 * i, 4 * (i + 1)) for i in range(11)])
+    run(engine, [request(i, 3 + 2 * i, 3 * (i + 1)) for i in range(11)])
     assert counts == set(range(1, 12))
 
 
@@ -65,7 +65,7 @@ def test_rows_that_fill_up_write_nowhere() -> None:
     nothing = torch.zeros(0, dtype=torch.int64)
     with torch.inference_mode():
         assert engine._graphs is not None
-        assert engine._graphs.forward(Batch(nothing, nothing, nothing, [], [], [])) is not None
+        assert engine._graphs.forward(Batch(nothing, nothing, nothing, [], [], [], []), None) is not None
     after = [x for layer in engine.cache.layers for x in layer]
     assert all(
         torch.equal(a, b) for a, b in zip(map(torch.nan_to_num, after), map(torch.nan_to_num, before), strict=True)

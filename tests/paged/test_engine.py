@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from tandem.engine import EngineRequest
 from tandem.sampling_params import SamplingParams
 from tests.equivalence.helpers import Answer, engine_requests, run
-from tests.paged.helpers import assert_as_told, paged_llama, poison
+from tests.paged.helpers import assert_as_told, foreseeable, paged_llama, poison
 
 options = st.fixed_dictionaries(
     {
@@ -21,6 +21,7 @@ options = st.fixed_dictionaries(
         "enable_prefix_caching": st.booleans(),
         "num_tokens": st.sampled_from([None, 80, 160]),
         "is_captured": st.booleans(),
+        "overlaps": st.booleans(),
     }
 )
 
@@ -35,8 +36,10 @@ class Lockstep(RuleBasedStateMachine):
         self.answers: dict[str, Answer] = {}
         self.aborted: set[str] = set()
 
-    @rule(request=engine_requests())
-    def add(self, request: EngineRequest) -> None:
+    @rule(request=engine_requests(), is_foreseeable=st.booleans())
+    def add(self, request: EngineRequest, is_foreseeable: bool) -> None:
+        if is_foreseeable:
+            request = foreseeable(request)
         if len(request.prompt_token_ids) + request.max_tokens > self.engine.info.kv_cache_tokens:
             return  # admission refuses it
         self.engine.add(request)

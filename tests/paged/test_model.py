@@ -11,7 +11,7 @@ from tandem.engine import EngineRequest
 from tandem.sampling_params import SamplingParams
 from tests.equivalence.comparison import assert_same
 from tests.equivalence.helpers import pair, run
-from tests.paged.helpers import padded, poison
+from tests.paged.helpers import as_on_a_gpu, poison
 from tests.reference.families import FAMILIES, VOCAB, build, configs
 from tests.reference.test_transformers import well_conditioned
 
@@ -26,7 +26,7 @@ def test_family_agrees_with_the_reference(family: str, data: st.DataObject) -> N
     model = build(family, data.draw(configs(family)), seed=data.draw(st.integers(0, 2**31)))
     scheduler = {name: data.draw(st.sampled_from(values)) for name, values in SPLITS.items()}
     _, reference, optimized = pair(model, **scheduler)
-    padded(optimized, data.draw(st.booleans()))
+    as_on_a_gpu(optimized, data.draw(st.booleans()))
     limit = min(96, reference.info.max_model_len)
     ids = data.draw(st.lists(st.integers(0, VOCAB - 1), min_size=limit, max_size=limit))
     with torch.inference_mode():

@@ -31,3 +31,21 @@ def test_each_row_is_the_definition(batch: list[Row], piece: int, ordered: int, 
     assert torch.equal(logits, before)
     check(batch, logits, rows, kernel, "kernel")
     check(batch, logits, rows, twin, "twin")
+
+
+@given(
+    vocab=st.sampled_from([1, 17, 64, 100]),
+    odd=st.sampled_from([float("nan"), float("inf"), float("-inf")]),
+    is_all=st.booleans(),
+    temperature=st.sampled_from([0.0, 1.0]),
+    top_p=st.sampled_from([1.0, 0.5]),
+)
+def test_a_row_of_no_numbers_gets_a_token_of_the_vocabulary(
+    vocab: int, odd: float, is_all: bool, temperature: float, top_p: float
+) -> None:
+    """The next step may read it before anyone knows."""
+    row = [odd if is_all or i == vocab // 2 else float(i % 5) for i in range(vocab)]
+    logits, rows = tensors([Row(row, temperature, 0, top_p, 0.0, 1, 0, 0)] * 2)
+    with mock.patch.multiple(op, _PIECE=64):
+        for drawn in kernel_and_twin(op, lambda: op.sample(logits, rows)):
+            assert ((drawn.tokens >= 0) & (drawn.tokens < vocab)).all()
