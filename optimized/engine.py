@@ -64,13 +64,14 @@ class UnderWay(NamedTuple):
 
     Attributes:
         sequences: those that it brings to their last known token.
-        drawn: those of them that get another; ``drawing`` has row i for the i-th.
-        drawing: None if there are none.
+        drawn: those of them that get another.
+        drawing: row i is for the i-th of these. Even if there are none it is waited for: else the host would begin
+            the chunks of a long prompt all at once, and whoever comes next would have to wait for them.
     """
 
     sequences: list[Sequence]
     drawn: list[Sequence]
-    drawing: Drawing | None
+    drawing: Drawing
 
     @property
     def is_foreseeable(self) -> bool:
@@ -231,8 +232,7 @@ class OptimizedEngine:
 
     def _finish(self, step: UnderWay) -> list[EngineOutput]:
         """Wait for a step's tokens and say what came of them. Who has left since then is passed over."""
-        sampled = [] if step.drawing is None else step.drawing.take()
-        found = dict(zip(step.drawn, sampled, strict=True))
+        found = dict(zip(step.drawn, step.drawing.take(), strict=True))
         return [self._advance(s, found.get(s)) for s in step.sequences if self.scheduler.holds(s)]
 
     def _prepare_rows(self, schedule: Schedule) -> None:
@@ -248,7 +248,7 @@ class OptimizedEngine:
         """What puts tokens that the step ``before`` draws into this one; None if it needs none."""
         if not batch.drawing:
             return None
-        assert before is not None and before.drawing is not None
+        assert before is not None
         rows = {sequence: row for row, sequence in enumerate(before.drawn)}
         indices = [chunk.start for chunk in batch.drawing], [rows[chunk.sequence] for chunk in batch.drawing]
         places, sources = to_device([torch.tensor(x) for x in indices], self.model.device)
@@ -310,7 +310,7 @@ class OptimizedEngine:
         ended = [chunk.sequence for chunk in batch.sampled]
         wanted = [chunk for chunk in batch.sampled if chunk.sequence.request.max_tokens > 0]
         if not wanted:
-            return UnderWay(ended, [], None)
+            return UnderWay(ended, [], Drawing(torch.empty(0, dtype=torch.int64, device=x.device), [], None, {}))
         if len(wanted) < batch.num_tokens:
             [last] = to_device([torch.tensor([chunk.end - 1 for chunk in wanted])], self.model.device)
             x = x.index_select(0, last)

@@ -48,6 +48,12 @@ def test_a_step_begins_before_the_one_before_is_waited_for(sampling: dict[str, A
     assert order == ["begin", *["begin", "wait"] * 3, "wait"], "four steps, no step in vain"
 
 
+def test_no_more_than_two_steps_are_under_way_while_a_long_prompt_is_computed(order: list[str]) -> None:
+    request = asked("r", 40, 2)
+    assert_as_told([request], run(paged_llama(max_num_seqs=1, max_num_batched_tokens=8), [request]))
+    assert order == ["begin", *["begin", "wait"] * 5, "wait"]
+
+
 @pytest.mark.parametrize(
     "sampling", [{"logprobs": 1}, {"repetition_penalty": 1.2}, {"frequency_penalty": 0.5}, {"presence_penalty": 0.5}]
 )
