@@ -223,6 +223,8 @@ class OptimizedEngine:
         self._prepare_rows(schedule)
         self._num_step_tokens = schedule.num_tokens
         if not schedule.work:
+            if before is None and self.scheduler.has_unfinished:  # it would stay so for ever
+                raise RuntimeError("requests are unfinished, but none has anything to compute")
             return None
         batch = build_batch(schedule)
         x = self._forward(batch, self._fill(batch, before))
