@@ -25,7 +25,7 @@ bench: $(VENV)/installed-dev
 gpu-check:
 	$(PYTHON) -m tests.gpu.check --out gpu-check.json $(ARGS)
 
-# Writes the bundled model anew from dialogues that a seeded script makes: about 50 minutes on two cores.
+# Writes the bundled model anew from dialogues that a seeded script makes: 50 to 80 minutes on two cores.
 demo-model: $(VENV)/installed
 	$(BIN)/python -m demo.train --out tandem/bundled
 	$(BIN)/python -m demo.score

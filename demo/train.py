@@ -198,7 +198,7 @@ def main() -> None:
     """Build the model from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="the folder to write")
-    parser.add_argument("--steps", type=int, default=5000, help="updates; the default takes about 50 minutes")
+    parser.add_argument("--steps", type=int, default=5000, help="updates; the default takes 50 to 80 minutes")
     parser.add_argument("--seed", type=int, default=0, help="of the dialogues and the first weights")
     parser.add_argument("--workers", type=int, default=2, help="processes, one thread each")
     parser.add_argument("--look-every", type=int, default=1200, help="steps between two small scores")
