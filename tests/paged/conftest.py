@@ -14,7 +14,7 @@ __all__ = ["ties_are_rare"]
 
 
 @pytest.fixture(scope="package", autouse=True)
-def as_on_a_gpu() -> Iterator[None]:
+def parts_of_a_gpu() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine, "choose_cache", lambda device: PagedCache)
         patch.setattr(moe, "use_triton", lambda x: True)
