@@ -14,26 +14,34 @@ from typing import NamedTuple
 
 import torch
 
-from optimized import native
-from optimized.batch import Batch, Fill, build_batch
-from optimized.block_pool import BlockPool
-from optimized.cuda_graphs import Capture, CudaCapture, DecodeGraphs, batch_sizes
+from optimized.cache.kv_cache import KVCache
+from optimized.cache.paged_cache import PagedCache
+from optimized.cache.row_cache import RowCache
+from optimized.kernels import native
 from optimized.kernels.compat import HAS_TRITON
-from optimized.kv_cache import KVCache
-from optimized.memory import MAX_LOGITS, budget
-from optimized.model import Model
-from optimized.packing import to_device
-from optimized.paged_cache import PagedCache
-from optimized.rotary import rotary_tables
-from optimized.row_cache import RowCache
-from optimized.sampler import NOT_FINITE, Drawing, Sampled, report, sample, warm_up
-from optimized.scheduler import Schedule, Scheduled, Scheduler, SchedulerConfig
-from optimized.sequence import Sequence
-from optimized.weights import fuse
-from tandem.checkpoint import iterate_weights
+from optimized.layers.model import Model
+from optimized.layers.rotary import rotary_tables
+from optimized.layers.weights import fuse
+from optimized.runner.batch import Batch, Fill, build_batch
+from optimized.runner.cuda_graphs import Capture, CudaCapture, DecodeGraphs, batch_sizes
+from optimized.runner.memory import MAX_LOGITS, budget
+from optimized.runner.packing import to_device
+from optimized.runner.sampler import NOT_FINITE, Drawing, Sampled, report, sample, warm_up
+from optimized.scheduling.block_pool import BlockPool
+from optimized.scheduling.scheduler import Schedule, Scheduled, Scheduler, SchedulerConfig
+from optimized.scheduling.sequence import Sequence
 from tandem.config import EngineConfig
-from tandem.engine import EngineInfo, EngineOutput, EngineRequest, EngineStats, FinishReason, TokenLogprobs
+from tandem.engine import (
+    EngineInfo,
+    EngineOutput,
+    EngineRequest,
+    EngineStats,
+    FinishReason,
+    LogprobColumns,
+    TokenLogprobs,
+)
 from tandem.errors import ConfigError
+from tandem.models.checkpoint import iterate_weights
 from tandem.sampling_params import SamplingParams
 
 logger = logging.getLogger(__name__)
@@ -125,7 +133,7 @@ class OptimizedEngine:
             kv_cache_tokens=room.num_blocks * limits.block_size,
             num_parameters=num_parameters,
         )
-        self._prompt_reports: dict[str, list[TokenLogprobs | None]] = {}
+        self._prompt_reports: dict[str, list[TokenLogprobs]] = {}
         self._broken: set[str] = set()  # requests whose prompt has logits that are no numbers
         self._num_step_tokens = 0
         self._overlaps = device.type == "cuda"  # elsewhere the host is what computes
@@ -295,9 +303,9 @@ class OptimizedEngine:
             count = sequence.request.sampling.prompt_logprobs
             if count is None or chunk.position >= sequence.num_prompt_tokens - 1 or sequence.num_output_tokens:
                 continue
-            reports = self._prompt_reports.setdefault(sequence.request.request_id, [None])
+            reports = self._prompt_reports.setdefault(sequence.request.request_id, [])
             following = sequence.token_ids[chunk.position + 1 : min(chunk.context + 1, sequence.num_prompt_tokens)]
-            del reports[chunk.position + 1 :]  # computed before a preemption
+            del reports[chunk.position :]  # computed before a preemption
             rows = max(1, MAX_LOGITS // self.config.model.vocab_size)
             for start in range(0, len(following), rows):
                 part = following[start : start + rows]
@@ -345,7 +353,7 @@ class OptimizedEngine:
         output = EngineOutput(
             request_id=request.request_id,
             new_token_ids=tokens,
-            logprobs=[sampled.logprobs] if tokens and sampled and sampled.logprobs else None,
+            logprobs=LogprobColumns.of([sampled.logprobs]) if tokens and sampled and sampled.logprobs else None,
             prompt_logprobs=self._take_prompt_reports(sequence),
             finish_reason=finish_reason,
             stop_token_id=stop_token_id,
@@ -357,12 +365,12 @@ class OptimizedEngine:
             self._end(request.request_id)
         return output
 
-    def _take_prompt_reports(self, sequence: Sequence) -> list[TokenLogprobs | None] | None:
+    def _take_prompt_reports(self, sequence: Sequence) -> LogprobColumns | None:
         """With the first output, what was asked for about the prompt; a prompt of one token has no report."""
         num_known = len(sequence.token_ids) - sequence.num_prompt_tokens
         if sequence.request.sampling.prompt_logprobs is None or num_known > 1:
             return None
-        return self._prompt_reports.pop(sequence.request.request_id, [None])
+        return LogprobColumns.of(self._prompt_reports.pop(sequence.request.request_id, []))
 
     def _end(self, request_id: str) -> None:
         self._prompt_reports.pop(request_id, None)

@@ -12,7 +12,7 @@ from torch import nn
 from reference.kv_cache import KVCache
 from reference.norm import RMSNorm
 from reference.rope import Rope, rotate
-from tandem.model_config import ModelConfig
+from tandem.models.model_config import ModelConfig
 
 MAX_SCORES = 1 << 24  # scores held at once; bounds memory, not results
 

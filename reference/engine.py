@@ -19,9 +19,17 @@ import torch
 from reference.kv_cache import KVCache, bytes_per_token
 from reference.model import Model
 from reference.sampling import Sample, SamplingError, check_logits, report, sample
-from tandem.checkpoint import available_memory, load_weights
 from tandem.config import EngineConfig
-from tandem.engine import EngineInfo, EngineOutput, EngineRequest, EngineStats, FinishReason, TokenLogprobs
+from tandem.engine import (
+    EngineInfo,
+    EngineOutput,
+    EngineRequest,
+    EngineStats,
+    FinishReason,
+    LogprobColumns,
+    TokenLogprobs,
+)
+from tandem.models.checkpoint import available_memory, load_weights
 
 logger = logging.getLogger(__name__)
 
@@ -160,10 +168,10 @@ class ReferenceEngine:
         finish_reason, stop_token_id = self._finish(run)
         return _output(run, sampled, finish_reason, stop_token_id, prompt_logprobs)
 
-    def _prefill(self, run: _Running) -> tuple[torch.Tensor, list[TokenLogprobs | None] | None]:
+    def _prefill(self, run: _Running) -> tuple[torch.Tensor, list[TokenLogprobs] | None]:
         """Compute the prompt; returns the hidden state of its last token [1, D], and the reports asked for."""
         ids, num_top = run.request.prompt_token_ids, run.request.sampling.prompt_logprobs
-        reports: list[TokenLogprobs | None] = [None]
+        reports: list[TokenLogprobs] = []
         for start in range(0, len(ids), PREFILL_TOKENS):
             x = self._forward(ids[start : start + PREFILL_TOKENS], run.kv)  # [T, D]
             if num_top is not None:
@@ -223,14 +231,14 @@ def _output(
     sampled: Sample | None = None,
     finish_reason: FinishReason | None = None,
     stop_token_id: int | None = None,
-    prompt_logprobs: list[TokenLogprobs | None] | None = None,
+    prompt_logprobs: list[TokenLogprobs] | None = None,
     error: str | None = None,
 ) -> EngineOutput:
     return EngineOutput(
         request_id=run.request.request_id,
         new_token_ids=[] if sampled is None else [sampled.token_id],
-        logprobs=None if sampled is None or sampled.logprobs is None else [sampled.logprobs],
-        prompt_logprobs=prompt_logprobs,
+        logprobs=None if sampled is None or sampled.logprobs is None else LogprobColumns.of([sampled.logprobs]),
+        prompt_logprobs=None if prompt_logprobs is None else LogprobColumns.of(prompt_logprobs),
         finish_reason=finish_reason,
         stop_token_id=stop_token_id,
         error=error,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from tandem.model_config import ModelConfig
+from tandem.models.model_config import ModelConfig
 
 MIN_CAPACITY = 64
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tandem.model_config import Activation, ModelConfig, MoeConfig
+from tandem.models.model_config import Activation, ModelConfig, MoeConfig
 
 
 def activate(x: torch.Tensor, name: Activation) -> torch.Tensor:

@@ -16,7 +16,7 @@ from reference.kv_cache import KVCache
 from reference.mlp import MLP, MixtureOfExperts
 from reference.norm import RMSNorm
 from reference.rope import Rope
-from tandem.model_config import ModelConfig
+from tandem.models.model_config import ModelConfig
 
 
 class Layer(nn.Module):

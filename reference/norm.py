@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from tandem.model_config import ModelConfig
+from tandem.models.model_config import ModelConfig
 
 
 class RMSNorm(nn.Module):

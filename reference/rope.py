@@ -18,7 +18,7 @@ import math
 
 import torch
 
-from tandem.model_config import RopeConfig
+from tandem.models.model_config import RopeConfig
 
 
 class Rope:

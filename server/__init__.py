@@ -1,4 +1,4 @@
-"""The HTTP server: FastAPI in front of an engine that it knows only through ``tandem.client``.
+"""The HTTP server: FastAPI in front of an engine that it knows only through ``tandem.process.client``.
 
 ``server.run.serve`` is what ``tandem serve`` runs; ``server.app.create_app`` builds the application alone.
 """

@@ -14,8 +14,8 @@ from server.schemas.common import GenerationRequest
 from server.state import LoadedModel
 from tandem.engine import FinishReason, TokenLogprobs
 from tandem.errors import EngineError, RequestError, RequestFailedError
-from tandem.generation import Generation
-from tandem.outputs import ChoiceDelta
+from tandem.generation.generation import Generation
+from tandem.generation.outputs import ChoiceDelta
 from tandem.sampling_params import SamplingParams
 
 MAX_CHOICES = 4096  # of all prompts of one HTTP request

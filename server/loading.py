@@ -13,11 +13,11 @@ from typing import TypeVar, cast
 from server.state import LoadedModel, ServerState
 from server.vocabulary import Vocabulary
 from tandem import __version__
-from tandem.chat_template import ChatTemplate, load_chat_template
-from tandem.client import EngineClient
 from tandem.config import ResolvedModel, resolve
-from tandem.generation import Generator
-from tandem.tokenizer import Tokenizer
+from tandem.generation.generation import Generator
+from tandem.process.client import EngineClient
+from tandem.text.chat_template import ChatTemplate, load_chat_template
+from tandem.text.tokenizer import Tokenizer
 
 logger = logging.getLogger("tandem")
 T = TypeVar("T")

@@ -8,7 +8,7 @@ from typing import Any
 
 from server.vocabulary import Vocabulary
 from tandem.engine import FinishReason, TokenLogprobs
-from tandem.outputs import as_dict
+from tandem.generation.outputs import as_dict
 from tandem.sampling_params import SamplingParams
 
 

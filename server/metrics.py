@@ -14,7 +14,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from tandem.engine import EngineInfo, EngineStats
-from tandem.outputs import ChoiceDelta
+from tandem.generation.outputs import ChoiceDelta
 
 ENGINE = "0"
 LABELS = ("model_name", "engine")

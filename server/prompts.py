@@ -13,9 +13,9 @@ from server.schemas.chat import ChatRequest, Message
 from server.schemas.completions import CompletionRequest
 from server.schemas.tokens import TokenizeRequest
 from server.state import LoadedModel, ServerState
-from tandem.chat_template import ChatTemplate
-from tandem.detokenizer import Detokenizer
 from tandem.errors import RequestError
+from tandem.text.chat_template import ChatTemplate
+from tandem.text.detokenizer import Detokenizer
 
 SHORT_TEXT = 4096  # characters; shorter work is done where it stands
 

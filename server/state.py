@@ -12,14 +12,14 @@ from typing import Literal, ParamSpec, TypeVar
 from server.config import ServerConfig
 from server.metrics import Metrics
 from server.vocabulary import Vocabulary
-from tandem.chat_template import ChatTemplate
-from tandem.client import EngineClient
 from tandem.config import ResolvedModel
 from tandem.engine import EngineInfo, EngineStats
 from tandem.errors import EngineDeadError, EngineLoadingError, EngineStalledError
-from tandem.generation import Generator
-from tandem.hub import served_name
-from tandem.tokenizer import Tokenizer
+from tandem.generation.generation import Generator
+from tandem.models.hub import served_name
+from tandem.process.client import EngineClient
+from tandem.text.chat_template import ChatTemplate
+from tandem.text.tokenizer import Tokenizer
 
 P = ParamSpec("P")
 T = TypeVar("T")

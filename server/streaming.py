@@ -19,7 +19,7 @@ from starlette.types import Receive, Scope, Send
 from server.answers import Answer
 from server.errors import ClientGoneError, api_error
 from tandem.errors import TandemError
-from tandem.outputs import ChoiceDelta
+from tandem.generation.outputs import ChoiceDelta
 
 logger = logging.getLogger("tandem")
 T = TypeVar("T")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from tandem.tokenizer import Tokenizer
+from tandem.text.tokenizer import Tokenizer
 
 CACHED_TOKENS = 2**16
 

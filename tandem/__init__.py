@@ -11,8 +11,8 @@ from tandem.sampling_params import SamplingParams
 from tandem.version import __version__
 
 if TYPE_CHECKING:
-    from tandem.llm import LLM
-    from tandem.outputs import CompletionOutput, RequestOutput
+    from tandem.generation.llm import LLM
+    from tandem.generation.outputs import CompletionOutput, RequestOutput
 
 
 __all__ = ["LLM", "CompletionOutput", "RequestOutput", "SamplingParams", "__version__"]
@@ -20,11 +20,11 @@ __all__ = ["LLM", "CompletionOutput", "RequestOutput", "SamplingParams", "__vers
 
 def __getattr__(name: str) -> Any:
     if name == "LLM":
-        from tandem.llm import LLM
+        from tandem.generation.llm import LLM
 
         return LLM
     if name in ("CompletionOutput", "RequestOutput"):
-        from tandem import outputs
+        from tandem.generation import outputs
 
         return getattr(outputs, name)
     raise AttributeError(f"module 'tandem' has no attribute {name!r}")

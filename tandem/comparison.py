@@ -8,7 +8,7 @@ they computed there decides: two candidates so close that rounding alone can swa
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
@@ -18,6 +18,19 @@ from tandem.sampling_params import SamplingParams
 # the largest difference of logits that rounding explains, by dtype of the activations
 LOGIT_TOLERANCE = {"float32": 1e-3, "float16": 0.1, "bfloat16": 1.0}
 TIE = 1e-5  # a gap below it counts as agreement in any case
+
+
+class TraceableEngine(Engine, Protocol):
+    """An engine whose computation can be looked at; no part of what a server needs."""
+
+    def trace(self, token_ids: list[int]) -> list[Any]:
+        """What one forward pass over ``token_ids`` computes; no request notices it.
+
+        Returns:
+            Float32 tensors on the CPU: the residual stream [T, D] after the embedding and after each layer, then the
+            logits [T, V].
+        """
+        ...
 
 
 class Divergence(msgspec.Struct, frozen=True):
@@ -68,7 +81,9 @@ class Report(msgspec.Struct, frozen=True):
     logit_difference: float
 
 
-def compare(reference: Engine, other: Engine, prompts: Sequence[list[int]], max_tokens: int) -> Report:
+def compare(
+    reference: TraceableEngine, other: TraceableEngine, prompts: Sequence[list[int]], max_tokens: int
+) -> Report:
     """Send every prompt to both engines, one by one to the reference and all at once to the other."""
     theirs = _answers(other, prompts, max_tokens)
     verdicts = []
@@ -81,7 +96,9 @@ def compare(reference: Engine, other: Engine, prompts: Sequence[list[int]], max_
     return Report(worst, reference.info.dtype, verdicts, stream, logits)
 
 
-def _judge(reference: Engine, other: Engine, prompt: list[int], ours: list[int], theirs: list[int]) -> PromptVerdict:
+def _judge(
+    reference: TraceableEngine, other: TraceableEngine, prompt: list[int], ours: list[int], theirs: list[int]
+) -> PromptVerdict:
     position = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), None)
     if position is None:
         same = len(ours) == len(theirs)

@@ -12,9 +12,9 @@ from typing import Any
 import msgspec
 
 from tandem.errors import CheckpointError, ConfigError
-from tandem.families import read_model_config
-from tandem.hub import ModelFiles, locate
-from tandem.model_config import ModelConfig
+from tandem.models.families import read_model_config
+from tandem.models.hub import ModelFiles, locate
+from tandem.models.model_config import ModelConfig
 
 DTYPES = ("float32", "float16", "bfloat16")
 DTYPE_ALIASES = {"half": "float16", "float": "float32", "fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}

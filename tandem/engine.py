@@ -14,8 +14,9 @@ num_scheduled_tokens   tokens a step computes for one request
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal, Protocol
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal, Protocol
 
 import msgspec
 
@@ -40,7 +41,10 @@ class EngineRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
         bad_words_token_ids: token sequences that must not be generated.
         priority: lower runs earlier, where the engine schedules by priority.
         cache_salt: requests share cached prefixes only with requests of the same salt.
-        arrival_time: ``time.monotonic()`` seconds at which the request came in.
+        arrival_time: ``time.monotonic()`` seconds at which the request came in, before its text was tokenized.
+        group: names the client's request that this choice belongs to. An engine that queues choices shares its steps
+            between groups, so that one request of thousands of choices does not hold up the others. Empty: a group
+            of its own.
     """
 
     request_id: str
@@ -54,6 +58,7 @@ class EngineRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     priority: int = 0
     cache_salt: str = ""
     arrival_time: float = 0.0
+    group: str = ""
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
@@ -74,6 +79,52 @@ class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
     top_logprobs: list[float]
 
 
+class LogprobColumns(msgspec.Struct, frozen=True, array_like=True):
+    """``TokenLogprobs`` of P consecutive positions, in columns: five byte strings instead of P · K numbers to encode.
+
+    Each column is an array in the machine's byte order, since both ends of the transport are one machine or alike.
+
+    Attributes:
+        num_top: K, how many of the most likely tokens each position reports.
+        token_ids: uint32 [P].
+        logprobs: float32 [P].
+        ranks: uint32 [P].
+        top_ids: uint32 [P, K].
+        top_logprobs: float32 [P, K].
+    """
+
+    num_top: int
+    token_ids: bytes
+    logprobs: bytes
+    ranks: bytes
+    top_ids: bytes
+    top_logprobs: bytes
+
+    @classmethod
+    def of(cls, entries: Iterable[TokenLogprobs]) -> LogprobColumns:
+        """Entries that all report the same number of most likely tokens."""
+        listed = list(entries)
+        return cls(
+            len(listed[0].top_ids) if listed else 0,
+            array("I", [entry.token_id for entry in listed]).tobytes(),
+            array("f", [entry.logprob for entry in listed]).tobytes(),
+            array("I", [entry.rank for entry in listed]).tobytes(),
+            array("I", [i for entry in listed for i in entry.top_ids]).tobytes(),
+            array("f", [x for entry in listed for x in entry.top_logprobs]).tobytes(),
+        )
+
+    def __len__(self) -> int:
+        return len(self.token_ids) // array("I").itemsize
+
+    def __iter__(self) -> Iterator[TokenLogprobs]:
+        k = self.num_top
+        ids, ranks, top_ids = (list(array("I", x)) for x in (self.token_ids, self.ranks, self.top_ids))
+        logprobs, top = (list(array("f", x)) for x in (self.logprobs, self.top_logprobs))
+        for i in range(len(ids)):
+            ends = slice(i * k, (i + 1) * k)
+            yield TokenLogprobs(ids[i], logprobs[i], ranks[i], top_ids[ends], top[ends])
+
+
 class EngineOutput(msgspec.Struct, frozen=True, array_like=True):
     """What one step brought one request.
 
@@ -81,7 +132,8 @@ class EngineOutput(msgspec.Struct, frozen=True, array_like=True):
         request_id: whose output this is.
         new_token_ids: tokens added by this step, in order; possibly none, possibly several.
         logprobs: one entry a new token, when ``sampling.logprobs`` is set.
-        prompt_logprobs: once, with the first output: None for the first prompt token, then an entry each.
+        prompt_logprobs: once, with the first output: an entry for each prompt token but the first, which nothing
+            stands before.
         finish_reason: set in a request's last output. ``stop``: end of sequence or stop token, which is the last of
             ``new_token_ids``; ``length``: ``max_tokens`` reached; ``error``: ``error`` says why.
         stop_token_id: the member of ``stop_token_ids`` that ended it; None for the end of sequence.
@@ -92,8 +144,8 @@ class EngineOutput(msgspec.Struct, frozen=True, array_like=True):
 
     request_id: str
     new_token_ids: list[int]
-    logprobs: list[TokenLogprobs] | None = None
-    prompt_logprobs: list[TokenLogprobs | None] | None = None
+    logprobs: LogprobColumns | None = None
+    prompt_logprobs: LogprobColumns | None = None
     finish_reason: FinishReason | None = None
     stop_token_id: int | None = None
     error: str | None = None
@@ -135,14 +187,21 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     num_preemptions: int = 0  # counter
     num_prefix_queries: int = 0  # counter, tokens looked up in the prefix cache
     num_prefix_hits: int = 0  # counter, tokens found there
+    num_drafts: int = 0  # counter, times that draft tokens of a request were verified
+    num_draft_tokens: int = 0  # counter
+    num_accepted_tokens: int = 0  # counter, draft tokens that were right
+    num_failed_steps: int = 0  # counter, steps that raised
+    is_asleep: bool = False
 
 
 class Engine(Protocol):
     """A language model that advances many requests step by step.
 
     **Not thread-safe**: one loop calls all of it. Between ``step`` calls an engine does nothing.
-    A request fails alone: whatever goes wrong with it after ``add`` ends it with ``finish_reason="error"``; an
-    exception out of ``step`` means that the engine itself is broken and must be closed.
+    A request fails alone: whatever goes wrong with it after ``add`` ends it with ``finish_reason="error"``. If a
+    step's computation raises, the requests of that step end so, those that nobody can tell apart from the culprit
+    included; the cache is rebuilt and the others go on. An exception out of ``step`` means that the engine itself is
+    broken and must be closed.
     """
 
     @property
@@ -185,12 +244,36 @@ class Engine(Protocol):
         """
         ...
 
-    def trace(self, token_ids: list[int]) -> list[Any]:
-        """What one forward pass over ``token_ids`` computes, for comparing engines; no request notices it.
+    def reset_prefix_cache(self) -> None:
+        """Forget what was computed for earlier requests; unfinished ones keep what they hold and go on."""
+        ...
 
-        Returns:
-            Float32 tensors on the CPU: the residual stream [T, D] after the embedding and after each layer, then the
-            logits [T, V].
+    def sleep(self, level: int = 1) -> None:
+        """Free the cache, and at level 2 the weights too, until ``wake_up``. Does nothing if asleep already.
+
+        Unfinished requests keep their tokens and wait; meanwhile ``has_unfinished`` is False and ``step`` does
+        nothing. ``add`` and ``abort`` work as ever.
+        """
+        ...
+
+    def wake_up(self) -> None:
+        """Take the memory again, weights from the checkpoint; unfinished requests are computed again and go on.
+
+        Raises:
+            CheckpointError: the weights cannot be read again; the engine stays asleep.
+        """
+        ...
+
+    def replace_weights(self, path: str) -> None:
+        """Load the weights of another checkpoint of the same architecture, between two steps.
+
+        What was cached is forgotten; unfinished requests keep their tokens and go on under the new weights.
+
+        Args:
+            path: directory with safetensors files whose tensors have the names and shapes of the present ones.
+
+        Raises:
+            CheckpointError: they don't, or cannot be read. The engine then serves the weights it had.
         """
         ...
 

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 
 from optimized.kernels.compat import ceil_div, jit, next_power_of_2, tl, use_triton
-from optimized.native import INT, POINTER, TYPES, Function
-from tandem.model_config import Activation
+from optimized.kernels.native import INT, POINTER, TYPES, Function
+from tandem.models.model_config import Activation
 
 _BLOCK = 1024
 _NATIVE = Function("tandem_gated", INT, INT, POINTER, INT, INT, INT, POINTER)

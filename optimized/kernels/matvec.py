@@ -6,7 +6,7 @@ import ctypes
 
 import torch
 
-from optimized.native import INT, POINTER, Function
+from optimized.kernels.native import INT, POINTER, Function
 
 MAX_ROWS = 4
 WIDTH = 64  # outputs of a block of oneDNN's layout

@@ -16,7 +16,7 @@ import torch
 
 from optimized.kernels import activation as activations
 from optimized.kernels.compat import ceil_div, jit, next_power_of_2, tl, use_triton
-from tandem.model_config import Activation
+from tandem.models.model_config import Activation
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 from optimized.kernels.compat import ceil_div, jit, next_power_of_2, tl, use_triton
-from optimized.native import FLOAT, INT, POINTER, TYPES, Function
+from optimized.kernels.native import FLOAT, INT, POINTER, TYPES, Function
 
 _PROGRAM_SIZE = 1024  # values that a program takes at least, in whole rows
 _NATIVE = Function("tandem_rms_norm", INT, INT, *[POINTER, INT, INT] * 2, POINTER, *[INT] * 3, *[FLOAT] * 2,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from optimized.native import FLOAT, INT, POINTER, TYPES, Function
+from optimized.kernels.native import FLOAT, INT, POINTER, TYPES, Function
 
 _WRITE = Function("tandem_write_rotated", INT, *[POINTER] * 3, *[INT] * 3, *[POINTER] * 2, INT, *[POINTER] * 2,
                   *[INT] * 5, *[POINTER] * 3)  # fmt: skip

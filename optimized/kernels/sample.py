@@ -22,8 +22,8 @@ from typing import NamedTuple
 import torch
 
 from optimized.kernels.compat import ceil_div, jit, next_power_of_2, tl, use_triton
-from optimized.native import INT, POINTER, Function
-from optimized.philox import NOISE_MAX, NOISE_MIN, gumbel
+from optimized.kernels.native import INT, POINTER, Function
+from optimized.runner.philox import NOISE_MAX, NOISE_MIN, gumbel
 
 _LOW = 0xFFFFFFFF
 _FIRST = -(1 << 63) + _LOW  # the least score, and token 0

@@ -28,7 +28,7 @@ from server.schemas.parse import BodyParser
 from server.state import LoadedModel, ServerState
 from server.streaming import ChunkWriter, EventStream, encode_json, stream, unless_gone
 from tandem.errors import RequestError
-from tandem.outputs import ChoiceDelta
+from tandem.generation.outputs import ChoiceDelta
 
 PARSER = BodyParser(ChatRequest)
 router = APIRouter(tags=["generate"])

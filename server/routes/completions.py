@@ -27,7 +27,7 @@ from server.schemas.completions import CompletionRequest
 from server.schemas.parse import BodyParser
 from server.state import LoadedModel, ServerState
 from server.streaming import ChunkWriter, EventStream, encode_json, stream, unless_gone
-from tandem.outputs import ChoiceDelta
+from tandem.generation.outputs import ChoiceDelta
 
 PARSER = BodyParser(CompletionRequest)
 router = APIRouter(tags=["generate"])

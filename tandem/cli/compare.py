@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -36,10 +36,10 @@ def add_command(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Compare and print. The engines run in float32 unless ``--dtype`` says otherwise."""
-    from tandem.comparison import Report, compare
+    from tandem.comparison import Report, TraceableEngine, compare
     from tandem.config import resolve
     from tandem.registry import create_engine
-    from tandem.tokenizer import Tokenizer
+    from tandem.text.tokenizer import Tokenizer
 
     if arguments.max_tokens < 1:
         raise ConfigError("--max-tokens", f"must be at least 1, got {arguments.max_tokens}")
@@ -47,8 +47,8 @@ def run(arguments: argparse.Namespace) -> int:
     model = resolve(model_options(arguments))
     tokenizer = Tokenizer.from_directory(model.tokenizer_path)
     prompts = [tokenizer.encode(text)[: model.engine.max_model_len - 1] for text in texts]
-    reference = create_engine(msgspec.structs.replace(model.engine, backend="reference"))
-    other = create_engine(model.engine)
+    alike = msgspec.structs.replace(model.engine, backend="reference")
+    reference, other = (cast(TraceableEngine, create_engine(config)) for config in (alike, model.engine))
     try:
         report: Report = compare(reference, other, prompts, arguments.max_tokens)
     finally:

@@ -22,17 +22,17 @@ from typing import Any, NamedTuple
 
 import torch
 
-from optimized import attention_cpu, native
-from optimized.batch import Batch, build_batch
+from optimized.cache import attention_cpu, native
 from optimized.kernels import activation, rms_norm
 from optimized.kernels.sample import Drawn, Rows, sample
-from optimized.linear import Linear
-from optimized.rotary import Table, rotary_table
-from optimized.scheduler import Schedule, Scheduled
-from optimized.sequence import Sequence
+from optimized.layers.linear import Linear
+from optimized.layers.rotary import Table, rotary_table
+from optimized.runner.batch import Batch, build_batch
+from optimized.scheduling.scheduler import Schedule, Scheduled
+from optimized.scheduling.sequence import Sequence
 from tandem.engine import EngineRequest
-from tandem.families import read_model_config
-from tandem.model_config import ModelConfig
+from tandem.models.families import read_model_config
+from tandem.models.model_config import ModelConfig
 from tandem.sampling_params import SamplingParams
 from tests.benchmarks.engines import read_bandwidth
 from tests.benchmarks.shapes import SHAPES

@@ -68,7 +68,7 @@ class Watches:
 def watched(shape: dict[str, Any], num_seqs: int) -> tuple[Any, Watches]:
     """The optimized engine with watches on its parts."""
     from optimized import engine as module
-    from optimized.sampler import Drawing
+    from optimized.runner.sampler import Drawing
 
     with on_disk(shape) as directory:
         options = ModelOptions(model=directory, backend="optimized", load_format="dummy", max_num_seqs=num_seqs)

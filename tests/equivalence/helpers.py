@@ -12,7 +12,8 @@ from typing import Any
 import msgspec
 from hypothesis import strategies as st
 
-from optimized import OptimizedEngine, native
+from optimized import OptimizedEngine
+from optimized.kernels import native
 from reference import ReferenceEngine
 from tandem.config import EngineConfig, ModelOptions, SchedulerOptions, resolve
 from tandem.engine import Engine, EngineOutput, EngineRequest, TokenLogprobs
@@ -82,7 +83,7 @@ class Answer(msgspec.Struct):
 
     token_ids: list[int] = []
     logprobs: list[TokenLogprobs] = []
-    prompt_logprobs: list[TokenLogprobs | None] | None = None
+    prompt_logprobs: list[TokenLogprobs] | None = None
     finish_reason: str | None = None
     stop_token_id: int | None = None
     error: str | None = None
@@ -93,7 +94,7 @@ class Answer(msgspec.Struct):
         self.logprobs += output.logprobs or []
         if output.prompt_logprobs is not None:
             assert self.prompt_logprobs is None, "the prompt was reported twice"
-            self.prompt_logprobs = output.prompt_logprobs
+            self.prompt_logprobs = list(output.prompt_logprobs)
         self.finish_reason, self.stop_token_id = output.finish_reason, output.stop_token_id
         self.error = output.error
 

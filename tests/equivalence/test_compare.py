@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from optimized import row_cache
+from optimized.cache import row_cache
 from tandem.cli.main import main
 from tandem.comparison import Divergence
 from tests.tiny import write_model

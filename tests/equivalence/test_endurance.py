@@ -14,9 +14,10 @@ import psutil
 import pytest
 import torch
 
-from optimized import OptimizedEngine, engine, scheduler
-from optimized.block_pool import BlockPool
-from optimized.sequence import Sequence
+from optimized import OptimizedEngine, engine
+from optimized.scheduling import scheduler
+from optimized.scheduling.block_pool import BlockPool
+from optimized.scheduling.sequence import Sequence
 from tandem.engine import EngineRequest
 from tandem.sampling_params import SamplingParams
 from tests.equivalence.comparison import assert_same

@@ -19,7 +19,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from optimized import OptimizedEngine, attention_cpu, model
+from optimized import OptimizedEngine
+from optimized.cache import attention_cpu
+from optimized.layers import model
 from reference import ReferenceEngine
 from tandem.config import ModelOptions, SchedulerOptions, resolve
 from tandem.engine import EngineRequest, TokenLogprobs
@@ -78,7 +80,7 @@ def errors(
     for name, answer in run(optimized, requests).items():
         assert answer.finish_reason == "length", answer.error
         ids_of_all = requests[int(name)].prompt_token_ids + answer.token_ids
-        ours = rows([*(answer.prompt_logprobs or [])[1:], *answer.logprobs])
+        ours = rows([*(answer.prompt_logprobs or []), *answer.logprobs])
         want, theirs = (scores(engine, ids_of_all) for engine in (exact, reference))
         outputs = want[len(want) - len(answer.token_ids) :]
         taken = outputs.gather(1, torch.tensor(answer.token_ids, dtype=torch.int64)[:, None])
@@ -94,7 +96,7 @@ def scores(engine: ReferenceEngine, ids: list[int]) -> torch.Tensor:
     """Log-probabilities [T - 1, V] of all tokens but the first, each after those before it."""
     sampling = SamplingParams(temperature=0, prompt_logprobs=VOCAB)
     whole = EngineRequest(request_id="s", prompt_token_ids=ids, sampling=sampling, max_tokens=0, seed=0)
-    return rows((run(engine, [whole])["s"].prompt_logprobs or [])[1:])
+    return rows(run(engine, [whole])["s"].prompt_logprobs or [])
 
 
 def rows(reports: list[Any]) -> torch.Tensor:

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from optimized import attention_cpu, batch, block_pool, engine, row_cache, sampler, scheduler, sequence
+from optimized.cache import attention_cpu, batch, block_pool, engine, row_cache, sampler, scheduler, sequence
+from optimized.cache.row_cache import RowCache
 from optimized.kernels import sample as op
-from optimized.row_cache import RowCache
 from tandem.engine import EngineRequest
 from tandem.sampling_params import SamplingParams
 from tests.equivalence import comparison
@@ -56,7 +56,7 @@ def compare(kernels: bool = False) -> None:
     use_kernels(kernels)
     for _ in range(2):
         answers = run(optimized, requests())
-        optimized.scheduler.check_integrity()
+        optimized.scheduling.scheduler.check_integrity()
         for request in requests():
             want = run(llama_reference(), [request])[request.request_id]
             assert_same(llama_reference(), request, answers[request.request_id], want)

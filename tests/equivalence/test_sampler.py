@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from optimized.kernels import sample as op
-from optimized.sampler import sample
-from optimized.sequence import Sequence
+from optimized.runner.sampler import sample
+from optimized.scheduling.sequence import Sequence
 from reference.sampling import SamplingError
 from reference.sampling import sample as sample_one
 from tandem.engine import EngineRequest

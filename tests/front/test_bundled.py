@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tandem import LLM, SamplingParams
-from tandem.hub import BUNDLED_MODEL
+from tandem.models.hub import BUNDLED_MODEL
 
 WEATHER = {
     "type": "function",

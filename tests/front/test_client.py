@@ -17,13 +17,13 @@ import pytest
 import zmq
 
 from tandem import SamplingParams
-from tandem.client import EngineClient
 from tandem.config import ModelOptions, ResolvedModel, resolve
 from tandem.errors import EngineDeadError, EngineError, EngineLoadingError, EngineStalledError
-from tandem.generation import Generator
-from tandem.outputs import ChoiceDelta
-from tandem.tokenizer import Tokenizer
-from tandem.transport import AbortRequests, AddRequests, ToEngine, encode
+from tandem.generation.generation import Generator
+from tandem.generation.outputs import ChoiceDelta
+from tandem.process.client import EngineClient
+from tandem.process.transport import AbortRequests, AddRequests, ToEngine, encode
+from tandem.text.tokenizer import Tokenizer
 from tests.tiny import write_model
 
 PROMPT = [257, 5, 77, 300]
@@ -216,7 +216,7 @@ def test_a_model_that_cannot_be_loaded_is_reported_in_one_line(tmp_path: Path) -
 def test_the_engine_ends_with_its_parent(model: ResolvedModel, moment: str, tmp_path: Path) -> None:
     script = f"""
 import asyncio, sys
-from tandem.client import EngineClient
+from tandem.process.client import EngineClient
 from tandem.config import ModelOptions, resolve
 async def main():
     client = EngineClient(resolve(ModelOptions(model={model.engine.files.path!r})).engine)
@@ -270,7 +270,7 @@ def test_what_is_submitted_in_one_turn_travels_together_and_before_its_abort(
 
     async def scenario() -> None:
         async with running(model) as client:
-            monkeypatch.setattr("tandem.client.encode", record)
+            monkeypatch.setattr("tandem.process.client.encode", record)
             generations = [generator(client, model).generate(PROMPT, LONG) for _ in range(3)]
             assert not sent
             await asyncio.sleep(0)

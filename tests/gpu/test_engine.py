@@ -7,7 +7,7 @@ import warnings
 import pytest
 import torch
 
-from optimized.paged_cache import PagedCache
+from optimized.cache.paged_cache import PagedCache
 from tandem.engine import EngineRequest
 from tandem.sampling_params import SamplingParams
 from tests.equivalence.helpers import llama_optimized, run

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from optimized.kernels import activation, moe_matmul, paged_attention, rms_norm, rope_cache, sample
-from tandem.model_config import Activation
+from tandem.models.model_config import Activation
 
 pytestmark = pytest.mark.gpu
 

@@ -29,7 +29,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from optimized.kernels import activation, moe_matmul, paged_attention, rms_norm, rope_cache, sample
-from tandem.model_config import Activation
+from tandem.models.model_config import Activation
 
 Case = tuple[str, Any, Callable[[], object]]  # name, module of the op, what launches it
 DTYPES = (torch.float16, torch.bfloat16)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from optimized import native
+from optimized.kernels import native
 from tests.equivalence.helpers import use_kernels
 from tests.kernels import test_native as tests
 

@@ -15,9 +15,9 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from optimized import attention_cpu, native
+from optimized.cache import attention_cpu, native
 from optimized.kernels import activation, matvec, rms_norm, row_attention, sample
-from optimized.philox import gumbel
+from optimized.runner.philox import gumbel
 from tandem.engine import EngineRequest
 from tandem.sampling_params import SamplingParams
 from tests.equivalence.comparison import assert_same

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from optimized import engine, moe
-from optimized.paged_cache import PagedCache
+from optimized import engine
+from optimized.cache.paged_cache import PagedCache
+from optimized.layers import moe
 from tests.equivalence.conftest import ties_are_rare
 
 __all__ = ["ties_are_rare"]

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from optimized.batch import Batch, Fill
-from optimized.cuda_graphs import batch_sizes
+from optimized.runner.batch import Batch, Fill
+from optimized.runner.cuda_graphs import batch_sizes
 from tandem.engine import EngineRequest
 from tandem.sampling_params import SamplingParams
 from tests.equivalence.helpers import pair, run

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from optimized import OptimizedEngine
-from optimized.sampler import Drawing
+from optimized.runner.sampler import Drawing
 from tandem.engine import EngineRequest
 from tandem.sampling_params import SamplingParams
 from tests.equivalence.helpers import llama_reference, run

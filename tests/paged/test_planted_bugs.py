@@ -9,8 +9,8 @@ import pytest
 import torch
 from msgspec.structs import replace
 
-from optimized import batch, cuda_graphs, engine, moe, paged_cache, scheduler, sequence
-from optimized.paged_cache import PagedCache, PagedStep
+from optimized.cache.paged_cache import PagedCache, PagedStep
+from optimized.runner import batch, cuda_graphs, engine, moe, paged_cache, scheduler, sequence
 from tandem.engine import EngineRequest
 from tandem.sampling_params import SamplingParams
 from tests.equivalence.comparison import assert_same

@@ -200,13 +200,13 @@ def test_length_ends(engine: ReferenceEngine) -> None:
 def test_no_output_tokens_computes_the_prompt_only(engine: ReferenceEngine) -> None:
     (output,) = finish(engine, make_request("r", [1, 2, 3], max_tokens=0, prompt_logprobs=2, logprobs=1))["r"]
     assert output.new_token_ids == [] and output.finish_reason == "length" and output.logprobs is None
-    assert output.prompt_logprobs is not None and len(output.prompt_logprobs) == 3
+    assert output.prompt_logprobs is not None and len(output.prompt_logprobs) == 2
 
 
 def test_logprobs_are_reported_as_asked(engine: ReferenceEngine) -> None:
     outputs = finish(engine, make_request("r", [1, 2, 3], temperature=1.0, logprobs=3, prompt_logprobs=0))["r"]
     assert outputs[0].prompt_logprobs is not None and all(output.prompt_logprobs is None for output in outputs[1:])
-    assert [report.top_ids for report in outputs[0].prompt_logprobs[1:]] == [[], []]
+    assert [report.top_ids for report in outputs[0].prompt_logprobs] == [[], []]
     for output in outputs:
         (report,) = output.logprobs
         assert [report.token_id] == output.new_token_ids and len(report.top_ids) == 3
@@ -225,7 +225,7 @@ def test_a_long_prompt_is_computed_in_pieces(engine: ReferenceEngine, monkeypatc
     monkeypatch.setattr(engine.model, "logits", lambda x: most.append(len(x)) or logits(x))
     got = finish(engine, make_request("r", list(range(50)), prompt_logprobs=2, max_tokens=1))["r"]
     assert max(most) == 3
-    for a, b in zip(got[0].prompt_logprobs[1:], expected[0].prompt_logprobs[1:], strict=True):
+    for a, b in zip(got[0].prompt_logprobs, expected[0].prompt_logprobs, strict=True):
         assert a.token_id == b.token_id and a.logprob == pytest.approx(b.logprob, abs=1e-4)
 
 

@@ -66,7 +66,7 @@ class ServerProcess:
     @property
     def worker(self) -> psutil.Process:
         """The engine's process."""
-        (child,) = [p for p in psutil.Process(self.process.pid).children() if "tandem.worker" in p.cmdline()]
+        (child,) = [p for p in psutil.Process(self.process.pid).children() if "tandem.process.worker" in p.cmdline()]
         return child
 
     def __enter__(self) -> ServerProcess:

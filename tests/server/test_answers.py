@@ -16,7 +16,7 @@ from server.prompts import Prompt
 from server.schemas.common import GenerationRequest
 from tandem.engine import TokenLogprobs
 from tandem.errors import EngineDeadError, RequestError, RequestFailedError
-from tandem.outputs import ChoiceDelta
+from tandem.generation.outputs import ChoiceDelta
 from tandem.sampling_params import SamplingParams
 
 ENTRY: list[TokenLogprobs | None] = [None, TokenLogprobs(1, -1.0, 1, [], [])]

@@ -235,7 +235,7 @@ def test_a_program_may_run_a_server(model_dir: Path) -> None:
                 await asyncio.sleep(0.05)
             answer = await http.post("/v1/completions", json={"prompt": "a", "max_tokens": 1})
             assert answer.status_code == 200
-        children = [child for child in psutil.Process().children() if "tandem.worker" in child.cmdline()]
+        children = [child for child in psutil.Process().children() if "tandem.process.worker" in child.cmdline()]
         assert len(children) == 1
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)

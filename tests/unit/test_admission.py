@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from tandem import SamplingParams
-from tandem.admission import MAX_CHOICES, Admission
 from tandem.config import EngineConfig, ResolvedModel
 from tandem.engine import EngineInfo
 from tandem.errors import ContextLengthError, RequestError
-from tandem.families import read_model_config
-from tandem.hub import ModelFiles
+from tandem.generation.admission import MAX_CHOICES, Admission
+from tandem.models.families import read_model_config
+from tandem.models.hub import ModelFiles
 from tests.unit.test_detokenizer import BYTE_LEVEL
 
 RAW = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 300, "hidden_size": 8}

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from optimized.block_pool import BlockPool, block_hash
+from optimized.scheduling.block_pool import BlockPool, block_hash
 
 hashes = st.integers(0, 5).map(lambda i: bytes([i]))
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from tandem import chat_template
-from tandem.chat_template import ChatTemplate, load_chat_template, plain_messages
 from tandem.errors import ConfigError, RequestError
+from tandem.text import chat_template
+from tandem.text.chat_template import ChatTemplate, load_chat_template, plain_messages
 
 CHATML = (
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>\n{% endfor %}"

@@ -14,10 +14,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-import tandem.checkpoint
-from tandem.checkpoint import available_memory, iterate_weights, load_weights
+import tandem.models.checkpoint
 from tandem.config import EngineConfig, ModelOptions, resolve
 from tandem.errors import CheckpointError
+from tandem.models.checkpoint import available_memory, iterate_weights, load_weights
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
@@ -204,8 +204,8 @@ def test_damaged_files(tmp_path: Path) -> None:
 def test_too_little_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = config_of(tmp_path)  # no weights there: the check comes before reading
     needed = sum(w.numel() for w in weights_of(config).values()) * 4
-    monkeypatch.setattr(tandem.checkpoint, "GIB", 1)
-    monkeypatch.setattr(tandem.checkpoint, "available_memory", lambda device: needed - 1)
+    monkeypatch.setattr(tandem.models.checkpoint, "GIB", 1)
+    monkeypatch.setattr(tandem.models.checkpoint, "available_memory", lambda device: needed - 1)
     message = error_of(config)
     assert f"need {needed}.0 GiB in float32, and {needed - 1}.0 GiB are available on cpu" in message
     assert "--dtype bfloat16" in message
@@ -218,7 +218,10 @@ def test_available_memory_is_plausible() -> None:
     assert available is None or 1 << 20 < available < 1 << 50
 
 
-SOURCES = [Path(tandem.checkpoint.__file__), *Path(tandem.checkpoint.__file__).parents[1].glob("reference/*.py")]
+SOURCES = [
+    Path(tandem.models.checkpoint.__file__),
+    *Path(tandem.models.checkpoint.__file__).parents[2].glob("reference/*.py"),
+]
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.stem)
@@ -232,7 +235,7 @@ def test_nothing_unpickles(source: Path) -> None:
 
 
 def test_a_containers_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tandem.checkpoint, "CGROUP", tmp_path)
+    monkeypatch.setattr(tandem.models.checkpoint, "CGROUP", tmp_path)
     device = torch.device("cpu")
     unlimited = available_memory(device)
     (tmp_path / "memory.current").write_text("1000\n")

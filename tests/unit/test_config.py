@@ -10,7 +10,7 @@ import pytest
 
 from tandem.config import ModelOptions, parse_length, resolve
 from tandem.errors import CheckpointError, ConfigError
-from tandem.hub import locate, served_name
+from tandem.models.hub import locate, served_name
 
 RAW: dict[str, Any] = {
     "model_type": "llama",

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from tandem.detokenizer import Detokenizer, StopStrings
-from tandem.tokenizer import Tokenizer as TandemTokenizer
+from tandem.text.detokenizer import Detokenizer, StopStrings
+from tandem.text.tokenizer import Tokenizer as TandemTokenizer
 
 ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
 

@@ -9,8 +9,8 @@ import msgspec
 import pytest
 import torch
 
-from optimized import memory
-from optimized.memory import GIB, Budget, budget, workspace
+from optimized.runner import memory
+from optimized.runner.memory import GIB, Budget, budget, workspace
 from tandem.config import EngineConfig, ModelOptions, SchedulerOptions, resolve
 from tandem.errors import CheckpointError, ConfigError
 from tests.tiny import write_model

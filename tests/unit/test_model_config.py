@@ -8,8 +8,8 @@ import msgspec
 import pytest
 
 from tandem.errors import CheckpointError
-from tandem.families import FAMILIES, MODEL_TYPES, read_model_config
-from tandem.model_config import SANDWICH_NORMS, ModelConfig
+from tandem.models.families import FAMILIES, MODEL_TYPES, read_model_config
+from tandem.models.model_config import SANDWICH_NORMS, ModelConfig
 
 TINY: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optimized.packing import ALIGNMENT, pack, to_device, views
+from optimized.runner.packing import ALIGNMENT, pack, to_device, views
 
 DTYPES = [torch.int32, torch.int64, torch.float32, torch.float64, torch.bool]
 layouts = st.lists(

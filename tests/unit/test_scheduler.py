@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from optimized.block_pool import BlockPool
-from optimized.scheduler import Schedule, Scheduler, SchedulerConfig
+from optimized.scheduling.block_pool import BlockPool
+from optimized.scheduling.scheduler import Schedule, Scheduler, SchedulerConfig
 from tandem.engine import EngineRequest
 from tandem.sampling_params import SamplingParams
 

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tandem.errors import CheckpointError
-from tandem.hub import BUNDLED_MODEL
-from tandem.tokenizer import Tokenizer
+from tandem.models.hub import BUNDLED_MODEL
+from tandem.text.tokenizer import Tokenizer
 from tests.tiny import TEMPLATE, write_tokenizer
 
 BUNDLED = Tokenizer.from_directory(BUNDLED_MODEL)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import random
 
 import msgspec
 import pytest
@@ -11,10 +12,10 @@ from hypothesis import strategies as st
 
 from tandem import SamplingParams
 from tandem.config import EngineConfig
-from tandem.engine import EngineInfo, EngineOutput, EngineRequest, EngineStats, TokenLogprobs
-from tandem.families import read_model_config
-from tandem.hub import ModelFiles
-from tandem.transport import (
+from tandem.engine import EngineInfo, EngineOutput, EngineRequest, EngineStats, LogprobColumns, TokenLogprobs
+from tandem.models.families import read_model_config
+from tandem.models.hub import ModelFiles
+from tandem.process.transport import (
     AbortRequests,
     AddRequests,
     Failed,
@@ -30,7 +31,7 @@ from tandem.transport import (
     decode_to_engine,
     encode,
 )
-from tandem.worker import read_start, write_start
+from tandem.process.worker import read_start, write_start
 
 REQUEST = EngineRequest(
     request_id="a",
@@ -41,7 +42,8 @@ REQUEST = EngineRequest(
     bad_words_token_ids=((1, 2), (3,)),
 )
 ENTRY = TokenLogprobs(1, -0.5, 1, [1], [-0.5])
-OUTPUT = EngineOutput("a", [1], [ENTRY], [None, ENTRY], "stop", 4, None, 2, 0.5)
+COLUMNS = LogprobColumns.of([ENTRY])
+OUTPUT = EngineOutput("a", [1], COLUMNS, COLUMNS, "stop", 4, None, 2, 0.5)
 INFO = EngineInfo(
     backend="b", device="cpu", dtype="float32", vocab_size=9, max_model_len=8, kv_cache_tokens=8, num_parameters=1
 )
@@ -82,3 +84,19 @@ def test_any_other_frame_is_refused(frame: bytes) -> None:
         except msgspec.MsgspecError:
             continue
         assert isinstance(message, ToEngine | FromEngine)
+
+
+@given(st.integers(0, 4), st.integers(0, 5), st.randoms())
+def test_columns_give_back_the_entries(num_positions: int, num_top: int, draw: random.Random) -> None:
+    entries = [
+        TokenLogprobs(
+            draw.randrange(1 << 32),
+            -draw.randrange(1 << 20) / 1024,
+            draw.randrange(1, 1 << 32),
+            [draw.randrange(1 << 32) for _ in range(num_top)],
+            [-draw.randrange(1 << 20) / 1024 for _ in range(num_top)],
+        )
+        for _ in range(num_positions)
+    ]
+    columns = LogprobColumns.of(entries)
+    assert list(columns) == entries and len(columns) == num_positions

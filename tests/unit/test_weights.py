@@ -7,8 +7,8 @@ import random
 import pytest
 import torch
 
-from optimized.weights import fuse, unfuse
-from tandem.families import read_model_config
+from optimized.layers.weights import fuse, unfuse
+from tandem.models.families import read_model_config
 from tests.reference.families import FAMILIES, VOCAB
 
 

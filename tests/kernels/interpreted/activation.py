@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optimized.kernels import activation as op
-from tandem.model_config import Activation
+from tandem.models.model_config import Activation
 from tests.kernels.interpreted.checks import assert_close, dtypes, kernel_and_twin
 
 

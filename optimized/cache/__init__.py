@@ -1,0 +1,1 @@
+"""Keys and values of all sequences, and attention over them."""

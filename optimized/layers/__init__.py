@@ -1,0 +1,1 @@
+"""The decoder over a flat batch of tokens."""

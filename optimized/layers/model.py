@@ -1,0 +1,172 @@
+"""The decoder over a flat batch of tokens from many sequences. Weights that read the same input are one matrix.
+
+Where tokens stand and what they may see is the cache's business: layers hand queries, keys and values to it.
+
+Letters in shapes: T tokens of the step, D hidden size, H heads, H_kv key-value heads, d head size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+
+from optimized.cache.kv_cache import Attend
+from optimized.kernels.activation import gated
+from optimized.kernels.rms_norm import rms_norm
+from optimized.layers.linear import Linear
+from optimized.layers.moe import MoeLayer
+from tandem.models.model_config import Activation, ModelConfig
+
+
+class FeedForward(Protocol):
+    """[T, D] → [T, D]."""
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor: ...
+
+
+class Norm:
+    """RMSNorm over the last dimension: Zhang and Sennrich, "Root mean square layer normalization" (2019)."""
+
+    def __init__(self, weight: torch.Tensor, config: ModelConfig) -> None:
+        self._eps = config.norm_eps
+        self._late_rounding = config.norm_float32
+        self._weight = weight.float() + config.norm_offset if config.norm_float32 else weight + config.norm_offset
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return self.of_sum(x, None, 1)[0]
+
+    def of_sum(self, x: torch.Tensor, y: torch.Tensor | None, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """The norm of x + scale · y, and that sum."""
+        return rms_norm(x, self._weight, self._eps, late_rounding=self._late_rounding, added=y, added_scale=scale)
+
+
+class Mlp:
+    """down(act(gate(x)) · up(x))."""
+
+    def __init__(self, weights: dict[str, torch.Tensor], prefix: str, activation: Activation) -> None:
+        self._gate_up = _linear(weights, f"{prefix}gate_up_proj")
+        self._down = _linear(weights, f"{prefix}down_proj")
+        self._activation = activation
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return self._down(gated(self._gate_up(x), self._activation))
+
+
+class Layer:
+    """One layer's weights and its two residual equations."""
+
+    def __init__(self, config: ModelConfig, layer: int, weights: dict[str, torch.Tensor]) -> None:
+        prefix = f"model.layers.{layer}."
+        self.config = config
+        self._layer = layer
+        self._qkv = _linear(weights, f"{prefix}self_attn.qkv_proj")
+        self._o = _linear(weights, f"{prefix}self_attn.o_proj")
+        self._q_norm, self._k_norm = (
+            None if config.qk_norm == "none" else Norm(weights.pop(f"{prefix}self_attn.{name}.weight"), config)
+            for name in ("q_norm", "k_norm")
+        )
+        self._norms = [
+            Norm(weights.pop(f"{prefix}{name}.weight"), config) if name else None for name in config.norm_names
+        ]
+        self._feed_forward: FeedForward
+        if config.moe is not None and config.sparse_layers[layer]:
+            self._feed_forward = MoeLayer(weights, f"{prefix}{config.moe.block_name}.", config.moe, config.activation)
+        else:
+            self._feed_forward = Mlp(weights, f"{prefix}mlp.", config.activation)
+
+    def __call__(self, x: torch.Tensor, y: torch.Tensor | None, attend: Attend) -> tuple[torch.Tensor, torch.Tensor]:
+        """The residual stream and what is yet to be added to it, before the layer → the same two after it.
+
+        Each is [T, D]. The addition waits for the norm behind it, which takes it along in one pass.
+        """
+        before_attn, after_attn, before_mlp, after_mlp = self._norms
+        h, x = self._enter(before_attn, x, y)
+        y = self._attention(h, attend)
+        h, x = self._enter(before_mlp, x, after_attn(y) if after_attn else y)
+        y = self._feed_forward(h)
+        return x, after_mlp(y) if after_mlp else y
+
+    def _enter(self, norm: Norm | None, x: torch.Tensor, y: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """What a branch reads, and the residual stream with ``y`` added."""
+        if norm is not None:
+            return norm.of_sum(x, y, self.config.residual_scale)
+        x = x if y is None else _add(x, y, self.config.residual_scale)
+        return x, x
+
+    def _attention(self, x: torch.Tensor, attend: Attend) -> torch.Tensor:
+        c = self.config
+        q_size, kv_size = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
+        qkv = self._qkv(x)  # [T, (H + 2 H_kv) d]
+        q, k, v = torch.split(qkv, [q_size, kv_size, kv_size], dim=-1)
+        if c.qk_norm == "full":
+            assert self._q_norm and self._k_norm
+            q, k = self._q_norm(q), self._k_norm(k)
+        q, k, v = (y.view(len(x), -1, c.head_dim) for y in (q, k, v))  # [T, H or H_kv, d]
+        if c.qk_norm == "head":
+            assert self._q_norm and self._k_norm
+            q, k = self._q_norm(q), self._k_norm(k)
+        return self._o(attend(self._layer, q, k, v))
+
+
+class Model:
+    """All weights, and the way from tokens to logits.
+
+    Args:
+        config: the architecture.
+        weights: as ``fuse`` returns them; emptied, so that packed copies are the only ones.
+    """
+
+    def __init__(self, config: ModelConfig, weights: dict[str, torch.Tensor]) -> None:
+        self.config = config
+        self._embedding = weights.pop("model.embed_tokens.weight")
+        self.dtype, self.device = self._embedding.dtype, self._embedding.device
+        self._scale = torch.tensor(config.embedding_scale, dtype=self.dtype, device=self.device)
+        head = weights.pop("lm_head.weight", self._embedding)
+        self._head = Linear(head)
+        self._norm = Norm(weights.pop("model.norm.weight"), config)
+        self._layers = [Layer(config, layer, weights) for layer in range(config.num_layers)]
+
+    def forward(
+        self,
+        token_ids: torch.Tensor,
+        attend: Attend,
+        seen: Callable[[torch.Tensor], None] | None = None,
+    ) -> torch.Tensor:
+        """Hidden states [T, D] of tokens [T].
+
+        ``seen`` is shown the residual stream after the embedding and after each layer.
+        """
+        x = F.embedding(token_ids, self._embedding)
+        if self.config.embedding_scale != 1:
+            x = x * self._scale
+        y: torch.Tensor | None = None
+        for layer in self._layers:
+            if seen:
+                seen(self._sum(x, y))
+            x, y = layer(x, y, attend)
+        if seen:
+            seen(self._sum(x, y))
+        return self._norm.of_sum(x, y, self.config.residual_scale)[0]
+
+    def _sum(self, x: torch.Tensor, y: torch.Tensor | None) -> torch.Tensor:
+        return x if y is None else _add(x, y, self.config.residual_scale)
+
+    def logits(self, x: torch.Tensor) -> torch.Tensor:
+        """Scores of the next token, float32 [T, V], from hidden states [T, D]."""
+        z = self._head(x).float()
+        if self.config.logit_divisor != 1:
+            z /= self.config.logit_divisor
+        if (cap := self.config.logit_softcap) is not None:
+            z = torch.tanh(z / cap) * cap
+        return z
+
+
+def _add(x: torch.Tensor, y: torch.Tensor, scale: float) -> torch.Tensor:
+    return x + y if scale == 1 else torch.add(x, y * scale)
+
+
+def _linear(weights: dict[str, torch.Tensor], name: str) -> Linear:
+    return Linear(weights.pop(f"{name}.weight"), weights.pop(f"{name}.bias", None))

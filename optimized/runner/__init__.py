@@ -1,0 +1,1 @@
+"""What carries a step out: batches, graphs, the sampler, and how much memory they take."""

@@ -1,0 +1,1 @@
+"""Who computes what, and who holds which blocks: plain Python, no tensors."""

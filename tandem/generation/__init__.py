@@ -1,0 +1,1 @@
+"""From a prompt and sampling parameters to typed results: what the server and ``LLM`` share."""

@@ -1,0 +1,1 @@
+"""Architectures as data, and where their weights are found and read."""
