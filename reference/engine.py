@@ -4,16 +4,17 @@
                                                                     │   ▲
                                                                     └───┘ step: one token
 
-A request holds memory only while it runs, and gives it back with its last output or its abortion.
+A request holds memory only while it runs, and gives it back with its last output or its abortion. Nothing is shared
+between requests, so there is no prefix cache to reset.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 
+import msgspec
 import torch
 
 from reference.kv_cache import KVCache, bytes_per_token
@@ -30,6 +31,7 @@ from tandem.engine import (
     TokenLogprobs,
 )
 from tandem.models.checkpoint import available_memory, load_weights
+from tandem.models.hub import ModelFiles
 
 logger = logging.getLogger(__name__)
 
@@ -40,11 +42,11 @@ MAX_FULL_REQUESTS = 64  # requests of full length that the KV budget has room fo
 
 
 class _Running:
-    """A request at work, and all that it owns."""
+    """A request at work, and all it owns: ``kv`` is None until its first step, and after the engine has slept."""
 
-    def __init__(self, request: EngineRequest, kv: KVCache) -> None:
+    def __init__(self, request: EngineRequest) -> None:
         self.request = request
-        self.kv = kv
+        self.kv: KVCache | None = None
         self.output_ids: list[int] = []
         self.scheduled_time = time.monotonic()
 
@@ -68,8 +70,9 @@ class ReferenceEngine:
         self.config = config
         on_gpu = torch.cuda.is_available()
         device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
-        weights = load_weights(config, device, on_progress)
-        self.model = Model(config.model, weights, config.max_model_len)
+        self._device = device
+        self._loaded = config  # what weights are read by
+        self.model, num_parameters = self._load_model(on_progress)
         self._info = EngineInfo(
             backend="reference",
             device=str(device),
@@ -77,11 +80,12 @@ class ReferenceEngine:
             vocab_size=config.model.vocab_size,
             max_model_len=config.max_model_len,
             kv_cache_tokens=self._kv_budget(),
-            num_parameters=sum(w.numel() for w in weights.values()),
+            num_parameters=num_parameters,
         )
-        self._waiting: deque[EngineRequest] = deque()
+        self._waiting: dict[str, EngineRequest] = {}  # in order of arrival
         self._running: dict[str, _Running] = {}
         self._num_step_tokens = 0
+        self._is_asleep = False
 
     @property
     def info(self) -> EngineInfo:
@@ -89,30 +93,32 @@ class ReferenceEngine:
 
     @property
     def has_unfinished(self) -> bool:
-        return bool(self._waiting or self._running)
+        return not self._is_asleep and bool(self._waiting or self._running)
 
     @property
     def stats(self) -> EngineStats:
-        held = sum(run.kv.num_tokens for run in self._running.values())
+        held = sum(run.kv.num_tokens for run in self._running.values() if run.kv is not None)
         return EngineStats(
             num_running=len(self._running),
             num_waiting=len(self._waiting),
             kv_cache_usage=min(1.0, held / self._info.kv_cache_tokens),
             num_step_tokens=self._num_step_tokens,
+            is_asleep=self._is_asleep,
         )
 
     def add(self, request: EngineRequest) -> None:
-        waiting = any(other.request_id == request.request_id for other in self._waiting)
-        if waiting or request.request_id in self._running:
+        if request.request_id in self._waiting or request.request_id in self._running:
             raise ValueError(f"request id {request.request_id!r} belongs to an unfinished request")
-        self._waiting.append(request)
+        self._waiting[request.request_id] = request
 
     def abort(self, request_id: str) -> None:
         self._running.pop(request_id, None)
-        self._waiting = deque(request for request in self._waiting if request.request_id != request_id)
+        self._waiting.pop(request_id, None)
 
     @torch.inference_mode()
     def step(self) -> Sequence[EngineOutput]:
+        if self._is_asleep:
+            return []
         self._num_step_tokens = 0
         self._admit()
         outputs = [self._advance(run) for run in self._running.values()]
@@ -120,6 +126,33 @@ class ReferenceEngine:
             if output.finish_reason is not None:
                 del self._running[output.request_id]
         return outputs
+
+    def reset_prefix_cache(self) -> None:
+        """Nothing is kept for other requests."""
+
+    def sleep(self, level: int = 1) -> None:
+        self._is_asleep = True
+        for run in self._running.values():
+            run.kv = None
+        if level >= 2 and hasattr(self, "model"):
+            del self.model
+        torch.cuda.empty_cache()  # does nothing where there is no GPU
+
+    def wake_up(self) -> None:
+        if not hasattr(self, "model"):
+            self.model, _ = self._load_model(None)
+        self._is_asleep = False
+
+    def replace_weights(self, path: str) -> None:
+        before = self._loaded
+        self._loaded = msgspec.structs.replace(before, files=ModelFiles(path=path), load_format="safetensors")
+        try:
+            self.model, _ = self._load_model(None)
+        except BaseException:
+            self._loaded = before
+            raise
+        for run in self._running.values():
+            run.kv = None
 
     @torch.inference_mode()
     def trace(self, token_ids: list[int]) -> list[torch.Tensor]:
@@ -135,6 +168,12 @@ class ReferenceEngine:
             del self.model
             torch.cuda.empty_cache()  # does nothing where there is no GPU
 
+    def _load_model(self, on_progress: Callable[[float], None] | None) -> tuple[Model, int]:
+        """The model, and how many parameters it has."""
+        weights = load_weights(self._loaded, self._device, on_progress)
+        num_parameters = sum(w.numel() for w in weights.values())
+        return Model(self.config.model, weights, self.config.max_model_len), num_parameters
+
     def _admit(self) -> None:
         """Let requests in, in order of arrival, while the whole of each fits beside those that run.
 
@@ -142,17 +181,18 @@ class ReferenceEngine:
         """
         reserved = sum(_reservation(run.request) for run in self._running.values())
         while self._waiting:
-            reserved += _reservation(self._waiting[0])
+            request = next(iter(self._waiting.values()))
+            reserved += _reservation(request)
             if self._running and reserved > self._info.kv_cache_tokens:
                 return
-            request = self._waiting.popleft()
-            self._running[request.request_id] = _Running(request, self.model.new_cache())
+            self._running[request.request_id] = _Running(self._waiting.pop(request.request_id))
 
     def _advance(self, run: _Running) -> EngineOutput:
         """One token further; whatever goes wrong ends this request and no other."""
         try:
-            if run.kv.num_tokens == 0:
-                x, prompt_logprobs = self._prefill(run)
+            if run.kv is None:
+                run.kv = self.model.new_cache()
+                x, prompt_logprobs = self._prefill(run, run.kv)
             else:
                 x, prompt_logprobs = self._forward(run.output_ids[-1:], run.kv), None
             if run.request.max_tokens == 0:
@@ -168,12 +208,13 @@ class ReferenceEngine:
         finish_reason, stop_token_id = self._finish(run)
         return _output(run, sampled, finish_reason, stop_token_id, prompt_logprobs)
 
-    def _prefill(self, run: _Running) -> tuple[torch.Tensor, list[TokenLogprobs] | None]:
-        """Compute the prompt; returns the hidden state of its last token [1, D], and the reports asked for."""
-        ids, num_top = run.request.prompt_token_ids, run.request.sampling.prompt_logprobs
+    def _prefill(self, run: _Running, kv: KVCache) -> tuple[torch.Tensor, list[TokenLogprobs] | None]:
+        """Compute all tokens so far: the hidden state of the last [1, D], and at first the reports asked for."""
+        ids = [*run.request.prompt_token_ids, *run.output_ids]
+        num_top = None if run.output_ids else run.request.sampling.prompt_logprobs
         reports: list[TokenLogprobs] = []
         for start in range(0, len(ids), PREFILL_TOKENS):
-            x = self._forward(ids[start : start + PREFILL_TOKENS], run.kv)  # [T, D]
+            x = self._forward(ids[start : start + PREFILL_TOKENS], kv)  # [T, D]
             if num_top is not None:
                 reports += self._prompt_logprobs(x, ids[start + 1 : start + 1 + len(x)], num_top)
         return x[-1:], None if num_top is None else reports

@@ -31,6 +31,34 @@ def _one_of(option: str, value: str, known: tuple[str, ...]) -> None:
         raise ConfigError(option, f"{value!r} is not one of {', '.join(known)}")
 
 
+SPECULATIVE_METHODS = ("ngram",)
+EXECUTOR_BACKENDS = ("uni", "mp")
+
+
+class SpeculativeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How tokens are guessed that one step then verifies together; answers stay the same.
+
+    Attributes:
+        method: ``ngram`` looks the latest tokens up in the prompt and the answer and guesses what followed there.
+        num_speculative_tokens: guessed at once, at most.
+        prompt_lookup_min, prompt_lookup_max: how many of the latest tokens are looked up, the most first.
+    """
+
+    method: str
+    num_speculative_tokens: int
+    prompt_lookup_min: int = 2
+    prompt_lookup_max: int = 4
+
+    def __post_init__(self) -> None:
+        option = "--speculative-config"
+        _one_of(option, self.method, SPECULATIVE_METHODS)
+        if not 1 <= self.num_speculative_tokens <= 64:
+            raise ConfigError(option, f"num_speculative_tokens must be in [1, 64], got {self.num_speculative_tokens}")
+        if not 1 <= self.prompt_lookup_min <= self.prompt_lookup_max <= 16:
+            sizes = f"{self.prompt_lookup_min} and {self.prompt_lookup_max}"
+            raise ConfigError(option, f"1 ≤ prompt_lookup_min ≤ prompt_lookup_max ≤ 16 is not so of {sizes}")
+
+
 class SchedulerOptions(msgspec.Struct, frozen=True, kw_only=True):
     """How an engine that runs many requests at once shares its steps and its cache.
 
@@ -45,6 +73,8 @@ class SchedulerOptions(msgspec.Struct, frozen=True, kw_only=True):
             None is 0.9. An error where there is no GPU.
         enforce_eager: no CUDA graphs and no CPU kernels in C++: less memory and a faster start, slower decoding.
         scheduling_policy: ``fcfs``, or ``priority`` (lower values of a request's ``priority`` first).
+        speculative_config: how draft tokens are proposed; None proposes none.
+        distributed_executor_backend: ``uni`` runs the model in the engine's process, ``mp`` in one of its own.
     """
 
     max_num_seqs: int = 64
@@ -56,6 +86,8 @@ class SchedulerOptions(msgspec.Struct, frozen=True, kw_only=True):
     gpu_memory_utilization: float | None = None
     enforce_eager: bool = False
     scheduling_policy: str = "fcfs"
+    speculative_config: SpeculativeConfig | None = None
+    distributed_executor_backend: str = "uni"
 
     def __post_init__(self) -> None:
         for name in ("max_num_seqs", "max_num_batched_tokens", "block_size", "kv_cache_memory_bytes"):
@@ -68,6 +100,7 @@ class SchedulerOptions(msgspec.Struct, frozen=True, kw_only=True):
         if share is not None and self.kv_cache_memory_bytes is not None:
             raise ConfigError("--gpu-memory-utilization", "--kv-cache-memory-bytes says the same; give one of them")
         _one_of("--scheduling-policy", self.scheduling_policy, SCHEDULING_POLICIES)
+        _one_of("--distributed-executor-backend", self.distributed_executor_backend, EXECUTOR_BACKENDS)
 
 
 class ModelOptions(SchedulerOptions, frozen=True, kw_only=True):

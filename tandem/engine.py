@@ -23,6 +23,7 @@ import msgspec
 from tandem.sampling_params import SamplingParams
 
 FinishReason = Literal["stop", "length", "abort", "error"]
+_ITEM_SIZE = 4  # bytes of uint32 and float32
 
 
 class EngineRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -113,8 +114,26 @@ class LogprobColumns(msgspec.Struct, frozen=True, array_like=True):
             array("f", [x for entry in listed for x in entry.top_logprobs]).tobytes(),
         )
 
+    @classmethod
+    def join(cls, parts: Sequence[LogprobColumns]) -> LogprobColumns:
+        """Consecutive positions, at least one part; all with the same number of most likely tokens."""
+        if len(parts) == 1:
+            return parts[0]
+        columns = ([getattr(part, name) for part in parts] for name in cls.__struct_fields__[1:])
+        return cls(parts[0].num_top, *map(b"".join, columns))
+
+    def head(self, count: int) -> LogprobColumns:
+        """The first ``count`` positions."""
+        if count == len(self):
+            return self
+        k = self.num_top
+        sizes = (1, 1, 1, k, k)
+        columns = (getattr(self, name) for name in self.__struct_fields__[1:])
+        cut = (column[: count * size * _ITEM_SIZE] for column, size in zip(columns, sizes, strict=True))
+        return LogprobColumns(k, *cut)
+
     def __len__(self) -> int:
-        return len(self.token_ids) // array("I").itemsize
+        return len(self.token_ids) // _ITEM_SIZE
 
     def __iter__(self) -> Iterator[TokenLogprobs]:
         k = self.num_top

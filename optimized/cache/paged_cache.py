@@ -1,70 +1,71 @@
-"""The KV cache on a GPU: the pool's blocks themselves, found through block tables.
+"""The KV cache: the pool's blocks, found through block tables, on either device.
 
-A layer's keys and its values are each ``[num_blocks, block_size, H_kv, d]``. A sequence that starts with a cached
-prefix has the prefix's blocks in its table and copies nothing; what leaves a row leaves it as it is.
+A layer's keys and its values are each ``[num_blocks, H_kv, block_size, d]``. Sequences that begin alike have the same
+blocks in their tables and copy nothing; what leaves a row leaves it as it is.
 
 Letters in shapes: S sequences of a step, T tokens, H query heads, H_kv key-value heads, d head size.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 
 from optimized.cache.kv_cache import Attend
-from optimized.kernels.paged_attention import QueryBlocks, choose_num_splits, paged_attention, query_blocks
-from optimized.kernels.rope_cache import rotate_and_store
+from optimized.cache.memory import reserve
+from optimized.kernels.gathered_attention import Form
+from optimized.kernels.native import Library
+from optimized.kernels.paged_attention import (
+    Launch,
+    Queries,
+    QueryBlocks,
+    choose_num_splits,
+    paged_attention,
+    query_blocks,
+)
+from optimized.kernels.rope_cache import Places, rotate_and_store
 from optimized.layers.rotary import Table
-from optimized.runner.batch import Batch, Chunk
+from optimized.runner.batch import Batch
 from optimized.runner.packing import Layout, buffer_for, views
 from tandem.models.model_config import ModelConfig
 
 WIDTH = 16  # block tables are a multiple of so many blocks wide: Triton compiles a variant for other strides
 HOST = torch.device("cpu")
-
-
-class Launch(NamedTuple):
-    """One launch of attention.
-
-    Attributes:
-        blocks: what its programs work on.
-        num_tokens: it needs the step's first so many tokens.
-        num_splits: parts of the keys.
-    """
-
-    blocks: QueryBlocks
-    num_tokens: int
-    num_splits: int
+Arrays = Sequence[torch.Tensor]  # token ids, positions, slots, starts, contexts, tables
+_NUM_ARRAYS = 6
 
 
 @dataclass(frozen=True, slots=True)
-class PagedStep:
-    """A step as the kernels read it. All tensors are views of one buffer, so that one copy takes them to the device.
+class CacheStep:
+    """A step as the kernels read it.
 
     Attributes:
-        buffer, layout: see ``packing``.
-        token_ids, positions: int64 [T].
-        slots: int64 [T], where each token's keys and values go; -1 for tokens that only fill a captured graph up.
-        query_starts: int32 [S + 1], context_lens: int32 [S], block_tables: int32 [S, W]: see ``paged_attention``.
-        launches: decodes, whose blocks of queries are short and whose keys may be split; then the longer chunks.
+        token_ids: int64 [T].
+        places: of the tokens; slot -1 for those that only fill a captured graph up.
+        queries: what each token sees.
+        buffer, layout: see ``packing``: all tensors are views of one buffer, so that one copy takes them to the
+            device; None if they need not be copied.
     """
 
-    buffer: torch.Tensor
-    layout: Layout
     token_ids: torch.Tensor
-    positions: torch.Tensor
-    slots: torch.Tensor
-    query_starts: torch.Tensor
-    context_lens: torch.Tensor
-    block_tables: torch.Tensor
-    launches: tuple[Launch, ...]
+    places: Places
+    queries: Queries
+    buffer: torch.Tensor | None = None
+    layout: Layout = ()
 
-    def to(self, device: torch.device) -> PagedStep:
+    def to(self, device: torch.device) -> CacheStep:
         """The step on ``device``, in one copy that nothing waits for; itself if it is there."""
-        buffer = self.buffer.to(device, non_blocking=True)
-        return self if buffer is self.buffer else _step(buffer, self.layout, self.launches)
+        if self.buffer is None or self.buffer.device == device:
+            return self
+        return _views(self.buffer.to(device, non_blocking=True), self.layout, self.queries.launches)
+
+    def copy_into(self, other: CacheStep) -> None:
+        """Replace a step of the same layout, wherever it is, in one copy that nothing waits for."""
+        assert self.buffer is not None and other.buffer is not None
+        other.buffer.copy_(self.buffer, non_blocking=True)
 
 
 class PagedCache:
@@ -72,145 +73,126 @@ class PagedCache:
 
     Args:
         config: sizes.
-        num_rows: sequences at once.
-        capacity: tokens of a sequence.
+        max_model_len: tokens of a sequence at most.
         num_blocks, block_size: of the pool.
         dtype: of keys and values.
         tables: each layer's rotation; the cache is where they are.
+        library: the CPU kernels.
+        plans_launches: lay launches out for Triton.
 
     Attributes:
-        layers: for each layer the keys and the values, each [num_blocks, block_size, H_kv, d]. Not initialized:
-            nothing reads what no sequence has written.
+        layers: for each layer the keys and the values, each [num_blocks, H_kv, block_size, d]. Nothing reads what no
+            sequence has written.
     """
 
     def __init__(
         self,
         config: ModelConfig,
-        num_rows: int,
-        capacity: int,
+        max_model_len: int,
         num_blocks: int,
         block_size: int,
         dtype: torch.dtype,
         tables: list[Table],
+        library: Library,
+        plans_launches: bool,
     ) -> None:
         self.block_size = block_size
         self.device = tables[0][0].device
-        self._config, self._capacity, self._tables = config, capacity, tables
-        shape = (num_blocks, block_size, config.num_kv_heads, config.head_dim)
-        self.layers = [
-            (torch.empty(shape, dtype=dtype, device=self.device), torch.empty(shape, dtype=dtype, device=self.device))
-            for _ in range(config.num_layers)
-        ]
-        # of each row on the host, kept from step to step: only what is new of it is written
-        self._block_tables = torch.zeros((num_rows, self._width(capacity)), dtype=torch.int32)
-        self._num_known = [0] * num_rows
+        self._config, self._max_model_len, self._tables = config, max_model_len, tables
+        self._library, self._plans_launches = library, plans_launches
+        shape = (num_blocks, config.num_kv_heads, block_size, config.head_dim)
+        self.layers = [(self._allocate(shape, dtype), self._allocate(shape, dtype)) for _ in range(config.num_layers)]
+        self._forms = [Form(config.attention_scale, w, config.attention_softcap) for w in config.windows]
         self._num_multiprocessors = _num_multiprocessors(self.device)
 
-    def load(self, row: int, block_ids: list[int]) -> None:
-        """The row's table begins anew; the blocks are in place."""
-        self._num_known[row] = 0
+    @property
+    def max_blocks(self) -> int:
+        """Of a sequence: how wide block tables have to be."""
+        return self._width(self._max_model_len)
 
-    def save(self, row: int, place: int, block_id: int) -> None:
-        """Nothing to do: the sequence has written into the block itself."""
+    def attend(self, step: CacheStep) -> Attend:
+        """What the layers call for a step that is on the cache's device. It writes its keys and values first."""
 
-    def release(self, row: int, num_tokens: int) -> None:
-        """Nothing to do: blocks keep what is in them until the pool gives them away."""
-
-    def attention(self, batch: Batch) -> Attend:
-        """See ``KVCache``."""
-        return self.attend(self.lay_out(batch).to(self.device))
-
-    def attend(self, step: PagedStep) -> Attend:
-        """What the layers call for a step that is on the cache's device."""
-        c = self._config
+        queries = replace(step.queries)  # whose tensors a captured step may have written anew
 
         def attend_layer(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-            keys, values = self.layers[layer]
-            q = rotate_and_store(q, k, v, *self._tables[layer], step.positions, keys, values, step.slots)
-            o = torch.empty_like(q)  # [T, H, d]
-            for launch in step.launches:
-                paged_attention(
-                    q[: launch.num_tokens],
-                    keys,
-                    values,
-                    query_starts=step.query_starts,
-                    context_lens=step.context_lens,
-                    block_tables=step.block_tables,
-                    blocks=launch.blocks,
-                    scale=c.attention_scale,
-                    window=c.windows[layer],
-                    softcap=c.attention_softcap,
-                    num_splits=launch.num_splits,
-                    out=o[: launch.num_tokens],
-                )
-            return o.flatten(1)
+            cache = self.layers[layer]
+            q = rotate_and_store(q, k, v, self._tables[layer], step.places, cache, self._library)
+            return paged_attention(q, cache, queries, self._forms[layer], self._library).flatten(1)
 
         return attend_layer
 
-    def lay_out(self, batch: Batch, size: int | None = None) -> PagedStep:
+    def lay_out(self, batch: Batch, block_tables: torch.Tensor, size: int | None = None) -> CacheStep:
         """A step on the host.
 
         Args:
             batch: on the host.
+            block_tables: int32 [rows, ≥ max_blocks], those of all rows, on the host.
             size: of a captured graph, for a batch of at most so many decodes and nothing else: whatever depends on
                 the batch gets the size that it can have at most. Rows that fill it up write nowhere and read nothing.
         """
-        chunks = [*batch.decodes, *batch.prefills]
-        for chunk in chunks:
-            self._note_blocks(chunk)
+        chunks, block_size = batch.chunks, self.block_size
         contexts = [chunk.context for chunk in chunks]
-        launches = self._launches(batch, size)
-        num_tokens, count = batch.num_tokens, len(chunks)
-        width = self._width(max(contexts, default=0))
-        step = _new_step(
-            num_tokens if size is None else size,
-            count if size is None else size,
-            width if size is None else self._width(self._capacity),
-            launches,
-            HOST,
-            pinned=self.device.type == "cuda",
+        rows = np.array([chunk.row for chunk in chunks], dtype=np.int64)
+        page, place = np.divmod(batch.positions.numpy(), block_size)
+        tables = block_tables.numpy()
+        arrays = (
+            batch.token_ids,
+            batch.positions,
+            torch.from_numpy(tables[batch.rows.numpy(), page].astype(np.int64) * block_size + place),
+            torch.tensor([*(chunk.start for chunk in chunks), batch.num_tokens], dtype=torch.int32),
+            torch.tensor(contexts, dtype=torch.int32),
+            torch.from_numpy(tables[rows, : self._width(max(contexts, default=0))]),
         )
-        for x, values, fill in (
-            (step.token_ids, batch.token_ids, 0),
-            (step.positions, batch.positions, 0),
-            (step.slots, self._slots(batch), -1),
-            (step.context_lens, torch.tensor(contexts, dtype=torch.int32), 0),
-        ):
+        launches = self._launches(batch, size) if self._plans_launches else ()
+        if size is None and self.device.type == "cpu":
+            return _step(arrays, launches)
+        return self._packed(arrays, launches, size)
+
+    def _packed(self, arrays: Arrays, launches: tuple[Launch, ...], size: int | None) -> CacheStep:
+        """The same in one buffer, filled up to ``size`` rows."""
+        num_tokens, (count, width) = len(arrays[0]), arrays[-1].shape
+        if size is not None:
+            num_rows, num_tokens_max, width = size, size, self.max_blocks
+        else:
+            num_rows, num_tokens_max = count, num_tokens
+        layout = [
+            *[(torch.int64, (num_tokens_max,))] * 3,
+            (torch.int32, (num_rows + 1,)),
+            (torch.int32, (num_rows,)),
+            (torch.int32, (num_rows, width)),
+            *((torch.int32, tuple(launch.blocks.table.shape)) for launch in launches),
+        ]
+        buffer = buffer_for(layout, HOST, pinned=self.device.type == "cuda")
+        *places, tables = views(buffer, layout)[: len(arrays)]
+        for x, values, filler in zip(places, arrays[:-1], (0, 0, -1, num_tokens, 0), strict=True):
             x[: len(values)] = values
-            x[len(values) :] = fill
-        starts = torch.tensor([chunk.start for chunk in chunks], dtype=torch.int32)
-        step.query_starts[:count] = starts
-        step.query_starts[count:] = num_tokens
-        rows = torch.tensor([chunk.row for chunk in chunks], dtype=torch.int64)
-        step.block_tables[:count, :width] = self._block_tables[rows, :width]
-        for launch, filled in zip(launches, step.launches, strict=True):
+            x[len(values) :] = filler
+        tables[:count, : arrays[-1].shape[1]] = arrays[-1]
+        step = _views(buffer, layout, launches)
+        for launch, filled in zip(launches, step.queries.launches, strict=True):
             filled.blocks.table.copy_(launch.blocks.table)
         return step
 
-    def _note_blocks(self, chunk: Chunk) -> None:
-        """Bring the row's table up to date: while a sequence runs, blocks are only added."""
-        ids, known = chunk.sequence.block_ids, self._num_known[chunk.row]
-        if len(ids) > known:
-            self._block_tables[chunk.row, known : len(ids)] = torch.tensor(ids[known:], dtype=torch.int32)
-            self._num_known[chunk.row] = len(ids)
+    def _allocate(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        if self.device.type == "cpu":
+            return reserve(shape, dtype)
+        return torch.empty(shape, dtype=dtype, device=self.device)
 
-    def _slots(self, batch: Batch) -> torch.Tensor:
-        page = self._block_tables[batch.rows, batch.positions // self.block_size].long()
-        return page * self.block_size + batch.positions % self.block_size
-
-    def _launches(self, batch: Batch, size: int | None) -> list[Launch]:
+    def _launches(self, batch: Batch, size: int | None) -> tuple[Launch, ...]:
         """A launch for decodes and one for longer chunks, with tables of their own on the host."""
-        count, group = len(batch.decodes), self._config.num_heads // self._config.num_kv_heads
+        count, group = batch.num_decodes, self._config.num_heads // self._config.num_kv_heads
         launches = []
         if count or size is not None:
             blocks = query_blocks([1] * count, group, size=size)
-            longest = self._capacity if size is not None else max(chunk.context for chunk in batch.decodes)
+            decodes = batch.chunks[:count]
+            longest = self._max_model_len if size is not None else max(chunk.context for chunk in decodes)
             splits = choose_num_splits(blocks, self._config.num_kv_heads, longest, self._num_multiprocessors)
             launches.append(Launch(blocks, count if size is None else size, splits))
-        if batch.prefills:
-            lengths = [0] * count + [chunk.num_tokens for chunk in batch.prefills]
+        if not batch.is_decode:
+            lengths = [0] * count + [chunk.num_tokens for chunk in batch.chunks[count:]]
             launches.append(Launch(query_blocks(lengths, group), batch.num_tokens, 1))
-        return launches
+        return tuple(launches)
 
     def _width(self, num_tokens: int) -> int:
         """Of the block tables of sequences of so many tokens."""
@@ -218,33 +200,22 @@ class PagedCache:
         return max(1, -(-num_blocks // WIDTH)) * WIDTH
 
 
-def _new_step(
-    num_tokens: int,
-    num_sequences: int,
-    width: int,
-    launches: list[Launch],
-    device: torch.device,
-    pinned: bool,
-) -> PagedStep:
-    """Room for a step; nothing of it is initialized."""
-    layout = [
-        *[(torch.int64, (num_tokens,))] * 3,
-        (torch.int32, (num_sequences + 1,)),
-        (torch.int32, (num_sequences,)),
-        (torch.int32, (num_sequences, width)),
-        *((torch.int32, tuple(launch.blocks.table.shape)) for launch in launches),
-    ]
-    return _step(buffer_for(layout, device, pinned), layout, tuple(launches))
+def _step(
+    arrays: Arrays, launches: tuple[Launch, ...], buffer: torch.Tensor | None = None, layout: Layout = ()
+) -> CacheStep:
+    token_ids, positions, slots, starts, contexts, tables = arrays
+    return CacheStep(token_ids, Places(positions, slots), Queries(starts, contexts, tables, launches), buffer, layout)
 
 
-def _step(buffer: torch.Tensor, layout: Layout, launches: tuple[Launch, ...]) -> PagedStep:
-    """A step in ``buffer``, with launches like these."""
-    token_ids, positions, slots, starts, contexts, block_tables, *tables = views(buffer, layout)
+def _views(buffer: torch.Tensor, layout: Layout, launches: tuple[Launch, ...]) -> CacheStep:
+    """The step that lies in ``buffer``, with launches like these."""
+    arrays = views(buffer, layout)
+    arrays, tables = arrays[:_NUM_ARRAYS], arrays[_NUM_ARRAYS:]
     own = tuple(
         launch._replace(blocks=QueryBlocks(table, launch.blocks.rows, launch.blocks.group))
         for launch, table in zip(launches, tables, strict=True)
     )
-    return PagedStep(buffer, layout, token_ids, positions, slots, starts, contexts, block_tables, own)
+    return _step(arrays, own, buffer, layout)
 
 
 def _num_multiprocessors(device: torch.device) -> int:

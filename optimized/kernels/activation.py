@@ -6,30 +6,34 @@ import torch
 import torch.nn.functional as F
 
 from optimized.kernels.compat import ceil_div, jit, next_power_of_2, tl, use_triton
-from optimized.kernels.native import INT, POINTER, TYPES, Function
+from optimized.kernels.native import INT, POINTER, TYPES, Library, declare
 from tandem.models.model_config import Activation
 
 _BLOCK = 1024
-_NATIVE = Function("tandem_gated", INT, INT, POINTER, INT, INT, INT, POINTER)
+_NATIVE = declare("tandem_gated", INT, INT, POINTER, INT, INT, INT, POINTER)
 _NAMES: tuple[Activation, ...] = ("silu", "gelu", "gelu_tanh")
 
 
-def gated(x: torch.Tensor, name: Activation) -> torch.Tensor:
+def gated(x: torch.Tensor, name: Activation, library: Library) -> torch.Tensor:
     """act(gate) · up in float32, each of the two results rounded to the dtype of ``x``.
 
     Args:
         x: [T, 2I], gate and up beside each other; rows may lie apart, channels are contiguous.
         name: ``gelu`` is the exact one, ``gelu_tanh`` Hendrycks and Gimpel's approximation ("GELUs", 2016).
+        library: the CPU kernels.
 
     Returns:
         [T, I], contiguous.
     """
-    if not use_triton(x):
-        is_native = _NATIVE.run is not None and x.dtype in TYPES
-        return (_run_native if is_native else _twin)(x, name)
     num_rows, size = x.shape[0], x.shape[1] // 2
+    run = library.find(_NATIVE, x.dtype)
+    if not use_triton(x) and run is None:
+        return _twin(x, name)
     y = torch.empty((num_rows, size), dtype=x.dtype, device=x.device)
-    if y.numel():
+    if not use_triton(x):
+        assert run is not None
+        run(TYPES[x.dtype], _NAMES.index(name), x.data_ptr(), x.stride(0), num_rows, size, y.data_ptr())
+    elif y.numel():
         block = min(_BLOCK, next_power_of_2(size))
         _gated_kernel[(num_rows, ceil_div(size, block))](
             x, y, x.stride(0), SIZE=size, NAME=name, BLOCK=block, num_warps=4
@@ -42,14 +46,6 @@ def _twin(x: torch.Tensor, name: Activation) -> torch.Tensor:
     if name == "silu":
         return F.silu(gate) * up
     return F.gelu(gate, approximate="tanh" if name == "gelu_tanh" else "none") * up
-
-
-def _run_native(x: torch.Tensor, name: Activation) -> torch.Tensor:
-    assert _NATIVE.run is not None
-    num_rows, size = x.shape[0], x.shape[1] // 2
-    y = torch.empty((num_rows, size), dtype=x.dtype)
-    _NATIVE.run(TYPES[x.dtype], _NAMES.index(name), x.data_ptr(), x.stride(0), num_rows, size, y.data_ptr())
-    return y
 
 
 @jit

@@ -6,11 +6,11 @@ import ctypes
 
 import torch
 
-from optimized.kernels.native import INT, POINTER, Function
+from optimized.kernels.native import INT, POINTER, Library, declare
 
 MAX_ROWS = 4
 WIDTH = 64  # outputs of a block of oneDNN's layout
-_MATVEC = Function("tandem_matvec", POINTER, POINTER, INT, INT, POINTER, INT, INT, INT, POINTER)
+_NATIVE = declare("tandem_matvec", POINTER, POINTER, INT, INT, POINTER, INT, INT, INT, POINTER)
 
 
 class Blocks:
@@ -56,12 +56,12 @@ class Blocks:
         return blocks
 
 
-def is_ready(x: torch.Tensor) -> bool:
+def is_ready(x: torch.Tensor, library: Library) -> bool:
     """Whether the kernel is there, for so many rows."""
-    return len(x) <= MAX_ROWS and _MATVEC.run is not None
+    return len(x) <= MAX_ROWS and library.find(_NATIVE) is not None
 
 
-def matvec(x: torch.Tensor, weight: Blocks, bias: torch.Tensor | None) -> torch.Tensor:
+def matvec(x: torch.Tensor, weight: Blocks, bias: torch.Tensor | None, library: Library) -> torch.Tensor:
     """x Wᵀ + b in float32, rounded once.
 
     Args:
@@ -71,9 +71,10 @@ def matvec(x: torch.Tensor, weight: Blocks, bias: torch.Tensor | None) -> torch.
     Returns:
         [T, outputs]; a row does not depend on the others.
     """
-    assert _MATVEC.run is not None and x.dtype == torch.bfloat16 and x.stride(1) == 1
+    run = library.find(_NATIVE)
+    assert run is not None and x.dtype == torch.bfloat16 and x.stride(1) == 1
     y = torch.empty((len(x), weight.num_outputs), dtype=x.dtype)
-    _MATVEC.run(
+    run(
         weight.address, x.data_ptr(), x.stride(0), len(x), None if bias is None else bias.data_ptr(),
         weight.num_outputs, weight.num_inputs, weight.padded_inputs, y.data_ptr(),
     )  # fmt: skip

@@ -16,6 +16,7 @@ import torch
 
 from optimized.kernels import activation as activations
 from optimized.kernels.compat import ceil_div, jit, next_power_of_2, tl, use_triton
+from optimized.kernels.native import Library
 from tandem.models.model_config import Activation
 
 
@@ -43,6 +44,7 @@ def experts(
     chosen: torch.Tensor,
     share: torch.Tensor,
     activation: Activation,
+    library: Library,
 ) -> torch.Tensor:
     """sum over a token's experts of share · down(act(gate(x)) · up(x)).
 
@@ -52,20 +54,21 @@ def experts(
         chosen: int64 [T, K], each token's experts.
         share: float32 [T, K], their weights.
         activation: of the gate.
+        library: the CPU kernels, for the activation of the twin.
 
     Returns:
         [T, D].
     """
     num_tokens, k = chosen.shape
     if not use_triton(x):
-        return _twin(x, gate_up, down, chosen, share, activation)
+        return _twin(x, gate_up, down, chosen, share, activation, library)
     if not num_tokens:
         return torch.zeros_like(x)
     routing = route(chosen, len(gate_up))
     hidden = torch.empty((num_tokens * k, gate_up.shape[1]), dtype=x.dtype, device=x.device)
     _multiply(x, gate_up, hidden, routing, divisor=k, share=None)
     y = torch.empty((num_tokens * k, x.shape[1]), dtype=x.dtype, device=x.device)
-    _multiply(activations.gated(hidden, activation), down, y, routing, divisor=1, share=share)
+    _multiply(activations.gated(hidden, activation, library), down, y, routing, divisor=1, share=share)
     return y.view(num_tokens, k, -1).sum(dim=1)
 
 
@@ -107,11 +110,12 @@ def _twin(
     chosen: torch.Tensor,
     share: torch.Tensor,
     activation: Activation,
+    library: Library,
 ) -> torch.Tensor:
     y = torch.zeros((*chosen.shape, x.shape[1]), dtype=x.dtype, device=x.device)
     for expert in range(len(gate_up)):
         token, place = (chosen == expert).nonzero(as_tuple=True)
-        hidden = activations.gated(x[token] @ gate_up[expert].T, activation)
+        hidden = activations.gated(x[token] @ gate_up[expert].T, activation, library)
         y[token, place] = ((hidden @ down[expert].T).float() * share[token, place, None]).to(x.dtype)
     return y.sum(dim=1)
 

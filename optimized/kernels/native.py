@@ -1,8 +1,9 @@
 """The CPU kernels written in C++: built once where there is a compiler, kept on disk, loaded in milliseconds.
 
 Around the products with weights a layer does many small things to its activations. As single PyTorch operations each
-of them is a pass over memory and some microseconds of dispatch; a kernel is one pass and one call. Until the library
-is there, or where nothing can build it, their twins run: the same operations in plain PyTorch.
+of them is a pass over memory and some microseconds of dispatch; a kernel is one pass and one call. An engine owns a
+``Library`` and gives it to whatever calls an op. As long as it is empty, or where nothing can build it, the ops'
+twins run: the same operations in plain PyTorch.
 """
 
 from __future__ import annotations
@@ -14,19 +15,20 @@ import logging
 import os
 import platform
 import shutil
-import signal
 import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 logger = logging.getLogger(__name__)
 
 SOURCES = Path(__file__).parent
+COMPILE = SOURCES / "compile_native.py"
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden")
 LINK = ("-shared", "-fPIC")
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -34,102 +36,125 @@ TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 INT, FLOAT, POINTER = ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
 
 
-class Function:
-    """A function of the library.
+class Signature(NamedTuple):
+    """A function of the library, as an op declares it."""
 
-    Attributes:
-        run: it, or None as long as the library is not loaded.
-    """
-
-    def __init__(self, name: str, *arguments: Any) -> None:
-        self._name, self._arguments = name, arguments
-        self.run: Callable[..., None] | None = None
-        _functions.append(self)
-
-    def bind(self, library: ctypes.CDLL) -> None:
-        """Use that of ``library``."""
-        run = getattr(library, self._name)
-        run.argtypes, run.restype = self._arguments, None
-        self.run = run
+    name: str
+    arguments: tuple[Any, ...]
 
 
-_functions: list[Function] = []
+_signatures: list[Signature] = []
 
 
-def forget() -> None:
-    """In this process twins run from now on."""
-    for function in _functions:
-        function.run = None
+def declare(name: str, *arguments: Any) -> Signature:
+    """Say once, when the op's module is imported, what the op will call."""
+    _signatures.append(Signature(name, arguments))
+    return _signatures[-1]
+
+
+class Library:
+    """The CPU kernels of one engine: empty until ``load``, and for ever if nobody calls it."""
+
+    def __init__(self) -> None:
+        self._functions: dict[str, Callable[..., None]] = {}
+
+    @property
+    def is_loaded(self) -> bool:
+        return bool(self._functions)
+
+    def find(self, signature: Signature, dtype: torch.dtype | None = None) -> Callable[..., None] | None:
+        """The function, or None if it is not there, or not for tensors of this type."""
+        if dtype is not None and dtype not in TYPES:
+            return None
+        return self._functions.get(signature.name)
+
+    def load(self, path: Path) -> None:
+        """Use the functions of a shared object.
+
+        Raises:
+            OSError, AttributeError: it cannot be loaded, or one is missing; the library is as it was.
+        """
+        loaded = ctypes.CDLL(str(path))
+        functions = {}
+        for name, arguments in _signatures:
+            function = functions[name] = getattr(loaded, name)
+            function.argtypes, function.restype = arguments, None
+        self._functions = functions
 
 
 class Build:
-    """Brings the library to life: at once if an earlier run has built it, else when it is built."""
+    """Fills a library: at once if an earlier run has built it, else when it is built."""
 
-    def __init__(self) -> None:
+    def __init__(self, library: Library) -> None:
+        self._library = library
         self._compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))), None)
         self._path = _directory() / f"kernels-{self._digest()}.so"
         self._child: subprocess.Popen[str] | None = None
         self._closed = False
-        self._ending = threading.Lock()  # held to begin, to bind or to close, so that nothing happens after the end
-        self.is_loaded = os.path.exists(self._path) and self._load()
+        self._ending = threading.Lock()  # held to begin, to load or to close, so that nothing happens after the end
+        if os.path.exists(self._path):
+            self._load()
 
     def start(self) -> None:
         """Build beside the engine what is missing; kernels are used as soon as they are there."""
-        if not self.is_loaded and self._compiler:
+        if not self._library.is_loaded and self._compiler:
             threading.Thread(target=self.run, daemon=True).start()
 
     def run(self) -> None:
         """Build what is missing, and load it."""
-        if self.is_loaded or not self._compiler:
+        if self._library.is_loaded or not self._compiler:
             return
         sources = sorted(map(str, SOURCES.glob("*.cpp")))
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=self._path.parent) as directory:
+            directory = tempfile.mkdtemp(dir=self._path.parent)
+            try:
                 made = f"{directory}/{self._path.name}"
                 command = [self._compiler, *FLAGS, *LINK, *sources, "-o", made]
-                complaint = self._compile([*command, "-fopenmp"]) and self._compile(command)  # or with one thread
+                complaint = self._compile([*command, "-fopenmp"], directory) and self._compile(command, directory)
                 if complaint is None:
                     os.replace(made, self._path)
+            finally:
+                shutil.rmtree(directory, ignore_errors=True)
         except OSError as error:
             complaint = str(error)
         with self._ending:
             if self._closed:
                 return
             if complaint is None:
-                self.is_loaded = self._load()
+                self._load()
                 return
         logger.warning("CPU kernels cannot be built here; plain PyTorch does their work, slower: %s", complaint)
 
     def close(self) -> None:
-        """End a build under way."""
+        """End a build that is running."""
         with self._ending:
             self._closed = True
-            if self._child is not None and self._child.poll() is None:
-                os.killpg(self._child.pid, signal.SIGKILL)  # the compiler's own children, too
+            if self._child is not None and self._child.stdin is not None:
+                self._child.stdin.close()  # which ends the compiler, too
 
-    def _compile(self, command: list[str]) -> str | None:
-        """The compiler's complaint, if it has one."""
+    def _compile(self, command: list[str], directory: str) -> str | None:
+        """The compiler's complaint, if it has one; without OpenMP if it has no such thing."""
         with self._ending:
             if self._closed:
                 return "closed"
-            self._child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
-            os.setpriority(os.PRIO_PGRP, self._child.pid, 10)  # it must not get in the way of anyone
-        _, errors = self._child.communicate()
-        if self._child.returncode == 0:
+            self._child = subprocess.Popen(
+                [sys.executable, "-I", "-S", str(COMPILE), directory, *command],
+                stdin=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        assert self._child.stderr is not None
+        errors = self._child.stderr.read()
+        if self._child.wait() == 0:
             return None
         return next((line for line in errors.splitlines() if "error" in line), f"{command[0]} failed")
 
-    def _load(self) -> bool:
+    def _load(self) -> None:
         try:
-            library = ctypes.CDLL(str(self._path))
-            for function in _functions:
-                function.bind(library)
+            self._library.load(self._path)
         except (OSError, AttributeError) as error:
             logger.warning("%s cannot be loaded; plain PyTorch does its work, slower: %s", self._path, error)
-            forget()
-            return False
-        return True
 
     def _digest(self) -> str:
         """Of all that the library depends on."""

@@ -1,16 +1,14 @@
-"""Causal attention of a step's queries over the paged cache: prefill chunks and decodes in one launch.
+"""Causal attention of a step's queries over the paged cache: prefill chunks and decodes in one call.
 
-A layer's keys and its values are each ``[num_blocks, block_size, H_kv, d]``. A token's heads lie together, so writing
-one is a single contiguous row as the projection made it, and a block is one contiguous piece to copy or to export.
-Reading one head of a token takes d · itemsize consecutive bytes, 128 or more from d = 64 on in 16 bits: whole cache
-lines. Strides are arguments: another order of blocks, slots and heads needs no change here as long as channels are
-contiguous.
+A layer's keys and its values are each ``[num_blocks, H_kv, block_size, d]``: a head's tokens of a block lie beside
+each other, so reading them is one contiguous piece, and a block is one to copy or to export.
 
-Queries are cut into blocks of ``BLOCK_M`` rows. The G query heads that share a key-value head are rows of one block
-beside each other, so a key is read once for all of them: row m is token m // G, head m % G. The softmax is the online
-one (Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018) as in FlashAttention (Dao et al.,
-2022), in float32 and base 2. Where few programs would leave the chip empty, the keys are split too, and a second
-kernel combines the parts (Dao et al., "Flash-Decoding for long-context inference", 2023).
+In Triton queries are cut into blocks of ``BLOCK_M`` rows. The G query heads that share a key-value head are rows of
+one block beside each other, so a key is read once for all of them: row m is token m // G, head m % G. The softmax is
+the online one (Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018) as in FlashAttention (Dao
+et al., 2022), in float32 and base 2. Where few programs would leave the chip empty, the keys are split too, and a
+second kernel combines the parts (Dao et al., "Flash-Decoding for long-context inference", 2023). On a CPU single
+queries and short contexts take ``paged_attention.cpp``, and long chunks products of matrices.
 
 Letters in shapes: S sequences, T tokens of the step, H query heads, H_kv key-value heads, d head size.
 """
@@ -18,15 +16,25 @@ Letters in shapes: S sequences, T tokens of the step, H query heads, H_kv key-va
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
 
 import torch
 
 from optimized.kernels.compat import ceil_div, jit, next_power_of_2, tl, use_triton
+from optimized.kernels.gathered_attention import Form, attend_chunk, attend_singles
+from optimized.kernels.native import FLOAT, INT, POINTER, TYPES, Library, declare
 
 SPLIT_SIZE = 256  # keys of a split: fixed, so that its sums do not depend on the batch; a multiple of every BLOCK_N
 DECODE_ROWS, PREFILL_ROWS = 16, 64  # BLOCK_M
+LONG_CONTEXT = 768  # tokens from which on products of matrices beat the CPU kernel, query by query, by half at 1024
+LONG_CHUNK = 16  # queries that make it worth while to gather a sequence's keys for them
 LOG2_E = math.log2(math.e)
+_NATIVE = declare(
+    "tandem_paged_attention", INT, *[POINTER] * 6, *[INT] * 6, *[FLOAT] * 2, INT, POINTER
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +56,73 @@ class QueryBlocks:
     def tokens(self) -> int:
         """Of a block."""
         return self.rows // self.group
+
+
+class Launch(NamedTuple):
+    """One launch in Triton.
+
+    Attributes:
+        blocks: what its programs work on.
+        num_tokens: it needs the step's first so many tokens.
+        num_splits: parts of the keys, from ``choose_num_splits``; more than one must cover the longest context in
+            parts of ``SPLIT_SIZE``.
+    """
+
+    blocks: QueryBlocks
+    num_tokens: int
+    num_splits: int
+
+
+class Span(NamedTuple):
+    """What a CPU computes together: sequences [first, end), which have the step's tokens [start, stop). Either one
+    chunk, by products of matrices, or tokens each by itself."""
+
+    first: int
+    end: int
+    start: int
+    stop: int
+    is_chunk: bool
+
+
+@dataclass(frozen=True)
+class Queries:
+    """A step's tokens and what each sees: the same for all layers.
+
+    Attributes:
+        starts: int32 [S + 1]; sequence s has the tokens ``[starts[s], starts[s + 1])``.
+        contexts: int32 [S], tokens of each sequence in the cache, those of the step included.
+        tables: int32 [S, max_blocks], the blocks of each sequence in order. Entries that no token of the step sees
+            (behind the context, or before the window) are never read.
+        launches: for Triton. Tokens outside all their blocks are left as they are.
+    """
+
+    starts: torch.Tensor
+    contexts: torch.Tensor
+    tables: torch.Tensor
+    launches: tuple[Launch, ...] = ()
+
+    @cached_property
+    def spans(self) -> list[Span]:
+        """For a CPU with its kernel."""
+        return self._spans(LONG_CHUNK, LONG_CONTEXT)
+
+    @cached_property
+    def spans_without_kernel(self) -> list[Span]:
+        """For a CPU without."""
+        return self._spans(2, 0)
+
+    def _spans(self, long_chunk: int, long_context: int) -> list[Span]:
+        starts, contexts = self.starts.tolist(), self.contexts.tolist()
+        spans: list[Span] = []
+        for i, (start, stop, context) in enumerate(zip(starts, starts[1:], contexts, strict=False)):
+            is_chunk = stop - start >= long_chunk and context > long_context
+            if start == stop:
+                continue
+            if spans and not is_chunk and not spans[-1].is_chunk and spans[-1].end == i:
+                spans[-1] = spans[-1]._replace(end=i + 1, stop=stop)
+            else:
+                spans.append(Span(i, i + 1, start, stop, is_chunk))
+        return spans
 
 
 def query_blocks(
@@ -83,83 +158,56 @@ def choose_num_splits(blocks: QueryBlocks, num_kv_heads: int, max_context: int, 
 
 
 def paged_attention(
-    q: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    *,
-    query_starts: torch.Tensor,
-    context_lens: torch.Tensor,
-    block_tables: torch.Tensor,
-    blocks: QueryBlocks,
-    scale: float,
-    window: int | None = None,
-    softcap: float | None = None,
-    num_splits: int = 1,
-    out: torch.Tensor | None = None,
+    q: torch.Tensor, cache: tuple[torch.Tensor, torch.Tensor], queries: Queries, form: Form, library: Library
 ) -> torch.Tensor:
     """softmax(scale · q kᵀ) v, each token over its sequence up to itself.
 
     Args:
         q: [T, H, d], rotated; channels contiguous.
-        keys, values: [num_blocks, block_size, H_kv, d], with the step's own tokens already written.
-        query_starts: int32 [S + 1]; sequence s has the tokens ``[query_starts[s], query_starts[s + 1])``.
-        context_lens: int32 [S], tokens of each sequence in the cache, those of the step included.
-        block_tables: int32 [S, max_blocks], the blocks of each sequence in order. Entries that no token of the step
-            sees (behind the context, or before the window) are never read.
-        blocks: from ``query_blocks``.
-        scale: multiplies the scores.
-        window: a token sees so many tokens, itself included; None for all.
-        softcap: c in c · tanh(score / c), after ``scale``.
-        num_splits: from ``choose_num_splits``; more than one must cover the longest context in parts of
-            ``SPLIT_SIZE``.
-        out: where the result goes, so that two launches with blocks of their own can share it: [T, H, d], contiguous,
-            in the dtype of ``q``; None makes a new one.
+        cache: a layer's keys and values, each [num_blocks, H_kv, block_size, d], with the step's tokens written.
+        queries: where the tokens stand.
+        form: scale, window and cap.
+        library: the CPU kernels.
 
     Returns:
-        [T, H, d], ``out`` if it is given. Tokens outside all blocks of the table are left as they are.
+        [T, H, d], contiguous.
     """
-    o = torch.empty(q.shape, dtype=q.dtype, device=q.device) if out is None else out
+    o = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     if use_triton(q):
-        _launch(
-            q, keys, values, o, query_starts, context_lens, block_tables, blocks, scale, window, softcap, num_splits
-        )
+        for launch in queries.launches:
+            _launch(q, cache, o, queries, form, launch)
     else:
-        _twin(q, keys, values, o, query_starts, context_lens, block_tables, blocks, scale, window, softcap)
+        run = library.find(_NATIVE, q.dtype)
+        is_dense = q.is_contiguous() and all(x.is_contiguous() for x in cache)
+        _on_cpu(run if is_dense else None, q, cache, o, queries, form)
     return o
 
 
-def _twin(
+def _on_cpu(
+    run: Callable[..., None] | None,
     q: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
+    cache: tuple[torch.Tensor, torch.Tensor],
     o: torch.Tensor,
-    query_starts: torch.Tensor,
-    context_lens: torch.Tensor,
-    block_tables: torch.Tensor,
-    blocks: QueryBlocks,
-    scale: float,
-    window: int | None,
-    softcap: float | None,
+    queries: Queries,
+    form: Form,
 ) -> None:
-    """Sequence by sequence, in float32."""
-    block_size, num_kv_heads = keys.shape[1:3]
-    starts, contexts = query_starts.tolist(), context_lens.tolist()
-    for sequence in sorted(set(blocks.table[:, 0].tolist()) - {-1}):
-        start, end = starts[sequence : sequence + 2]
-        context = contexts[sequence]
-        position = context - (end - start)
-        first = 0 if window is None else max(0, position - window + 1)
-        j = torch.arange(first, context, device=q.device)
-        page, slot = block_tables[sequence, j // block_size].long(), j % block_size
-        k, v = (x[page, slot].float() for x in (keys, values))  # [J, H_kv, d]
-        i = torch.arange(position, context, device=q.device)[:, None]
-        seen = j <= i if window is None else (j <= i) & (i - j < window)
-        y = q[start:end].float().reshape(end - start, num_kv_heads, -1, q.shape[2])  # [I, H_kv, G, d]
-        scores = torch.einsum("ihgd,jhd->hgij", y, k) * scale
-        if softcap is not None:
-            scores = softcap * torch.tanh(scores / softcap)
-        weights = torch.softmax(scores.masked_fill(~seen, float("-inf")), dim=-1)
-        o[start:end] = torch.einsum("hgij,jhd->ihgd", weights, v).flatten(1, 2).to(o.dtype)
+    """Sequences by the kernel ``run`` up to where products of matrices are faster; without it, all by products."""
+    keys, values = cache
+    for span in queries.spans_without_kernel if run is None else queries.spans:
+        part, rows = slice(span.first, span.end), slice(span.start, span.stop)
+        if span.is_chunk:
+            context = int(queries.contexts[span.first])
+            attend_chunk(q[rows], cache, queries.tables[span.first], context, form, o[rows])
+        elif run is None:
+            attend_singles(q[rows], cache, queries.tables[part], queries.contexts[part].tolist(), form, o[rows])
+        else:
+            run(
+                TYPES[q.dtype], q[rows].data_ptr(), keys.data_ptr(), values.data_ptr(),
+                queries.starts[span.first :].data_ptr(), queries.contexts[part].data_ptr(),
+                queries.tables[part].data_ptr(), queries.tables.stride(0), span.end - span.first, q.shape[1],
+                keys.shape[1], keys.shape[2], q.shape[2], form.scale, form.softcap or 0.0, form.window or 0,
+                o[rows].data_ptr(),
+            )  # fmt: skip
 
 
 def configuration(head_size: int, dtype: torch.dtype, rows: int) -> tuple[int, int, int]:
@@ -178,28 +226,24 @@ def configuration(head_size: int, dtype: torch.dtype, rows: int) -> tuple[int, i
 
 def _launch(
     q: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
+    cache: tuple[torch.Tensor, torch.Tensor],
     o: torch.Tensor,
-    query_starts: torch.Tensor,
-    context_lens: torch.Tensor,
-    block_tables: torch.Tensor,
-    blocks: QueryBlocks,
-    scale: float,
-    window: int | None,
-    softcap: float | None,
-    num_splits: int,
+    queries: Queries,
+    form: Form,
+    launch: Launch,
 ) -> None:
-    num_tokens, num_heads, head_size = q.shape
-    block_size, num_kv_heads = keys.shape[1:3]
+    (keys, values), blocks, num_splits = cache, launch.blocks, launch.num_splits
+    (_, num_heads, head_size), (num_kv_heads, block_size) = q.shape, keys.shape[1:3]
     block_d = max(16, next_power_of_2(head_size))
     block_n, num_warps, num_stages = configuration(head_size, q.dtype, blocks.rows)
+    scale, softcap, window = form.scale, form.softcap, form.window or 0
     is_split = num_splits > 1
     part = o
     part_lse = o
     if is_split:
-        part = torch.empty((num_tokens, num_heads, num_splits, head_size), dtype=torch.float32, device=q.device)
-        part_lse = torch.empty((num_tokens, num_heads, num_splits), dtype=torch.float32, device=q.device)
+        sizes = (launch.num_tokens, num_heads, num_splits)
+        part = torch.empty((*sizes, head_size), dtype=torch.float32, device=q.device)
+        part_lse = torch.empty(sizes, dtype=torch.float32, device=q.device)
     _attend_kernel[(len(blocks.table), num_kv_heads, num_splits)](
         q,
         keys,
@@ -207,26 +251,21 @@ def _launch(
         part,
         part_lse,
         blocks.table,
-        query_starts,
-        context_lens,
-        block_tables,
+        queries.starts,
+        queries.contexts,
+        queries.tables,
         scale * LOG2_E if softcap is None else 2 * scale / softcap * LOG2_E,
         (softcap or 0.0) * LOG2_E,
-        q.stride(0),
-        q.stride(1),
-        keys.stride(0),
-        keys.stride(1),
-        keys.stride(2),
-        values.stride(0),
-        values.stride(1),
-        values.stride(2),
-        block_tables.stride(0),
+        *q.stride()[:2],
+        *keys.stride()[:3],
+        *values.stride()[:3],
+        queries.tables.stride(0),
         num_heads,
         num_splits,
         HEAD_SIZE=head_size,
         GROUP=blocks.group,
         PAGE=block_size,
-        WINDOW=window or 0,
+        WINDOW=window,
         HAS_SOFTCAP=softcap is not None,
         SPLIT=SPLIT_SIZE if is_split else 0,
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
@@ -242,13 +281,13 @@ def _launch(
             part_lse,
             o,
             blocks.table,
-            query_starts,
-            context_lens,
+            queries.starts,
+            queries.contexts,
             num_heads,
             num_splits,
             HEAD_SIZE=head_size,
             TOKENS=blocks.tokens,
-            WINDOW=window or 0,
+            WINDOW=window,
             SPLIT=SPLIT_SIZE,
             BLOCK_S=16,
             BLOCK_D=block_d,
@@ -272,11 +311,11 @@ def _attend_kernel(  # type: ignore[no-untyped-def]
     stride_q_token,
     stride_q_head,
     stride_k_block,
-    stride_k_slot,
     stride_k_head,
+    stride_k_slot,
     stride_v_block,
-    stride_v_slot,
     stride_v_head,
+    stride_v_slot,
     stride_tables,
     num_heads,
     num_splits,

@@ -5,20 +5,23 @@ Zhang and Sennrich, "Root mean square layer normalization" (2019).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from optimized.kernels.compat import ceil_div, jit, next_power_of_2, tl, use_triton
-from optimized.kernels.native import FLOAT, INT, POINTER, TYPES, Function
+from optimized.kernels.native import FLOAT, INT, POINTER, TYPES, Library, declare
 
 _PROGRAM_SIZE = 1024  # values that a program takes at least, in whole rows
-_NATIVE = Function("tandem_rms_norm", INT, INT, *[POINTER, INT, INT] * 2, POINTER, *[INT] * 3, *[FLOAT] * 2,
-                   *[POINTER] * 2)  # fmt: skip
+_NATIVE = declare("tandem_rms_norm", INT, INT, *[POINTER, INT, INT] * 2, POINTER, *[INT] * 3, *[FLOAT] * 2,
+                  *[POINTER] * 2)  # fmt: skip
 
 
 def rms_norm(
     x: torch.Tensor,
     weight: torch.Tensor,
     eps: float,
+    library: Library,
     *,
     late_rounding: bool,
     added: torch.Tensor | None = None,
@@ -31,6 +34,7 @@ def rms_norm(
             contiguous.
         weight: [D] with the architecture's offset folded in; float32 with ``late_rounding``, else in the dtype of
             ``x``.
+        library: the CPU kernels.
         late_rounding: round to the dtype of ``x`` after multiplying by the weight, not before.
         added: as ``x``; None adds nothing.
         added_scale: each of the product and the sum is rounded to the dtype of ``x``.
@@ -39,8 +43,10 @@ def rms_norm(
         The norm and s, both contiguous and in the dtype of ``x``; s is ``x`` itself if nothing is added.
     """
     if not use_triton(x):
-        is_native = _NATIVE.run is not None and x.dtype in TYPES
-        return (_run_native if is_native else _twin)(x, weight, eps, late_rounding, added, added_scale)
+        run = library.find(_NATIVE, x.dtype)
+        if run is None:
+            return _twin(x, weight, eps, late_rounding, added, added_scale)
+        return _run_native(run, x, weight, eps, late_rounding, added, added_scale)
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     s = x if added is None else torch.empty(x.shape, dtype=x.dtype, device=x.device)
     if y.numel():
@@ -58,6 +64,7 @@ def _twin(
 
 
 def _run_native(
+    run: Callable[..., None],
     x: torch.Tensor,
     weight: torch.Tensor,
     eps: float,
@@ -65,12 +72,11 @@ def _run_native(
     added: torch.Tensor | None,
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    assert _NATIVE.run is not None
     size = x.shape[-1]
     y = torch.empty(x.shape, dtype=x.dtype)
     s = x if added is None else torch.empty(x.shape, dtype=x.dtype)
     num_inner = x.shape[-2] if x.dim() == 3 else 1
-    _NATIVE.run(
+    run(
         TYPES[x.dtype], late_rounding, x.data_ptr(), *_row_strides(x),
         None if added is None else added.data_ptr(), *_row_strides(x if added is None else added),
         weight.data_ptr(), x.numel() // size, num_inner, size, eps, scale, y.data_ptr(), s.data_ptr(),

@@ -8,41 +8,61 @@ Letters in shapes: T tokens of the step, H query heads, H_kv key-value heads, d 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
 
 from optimized.kernels.compat import ceil_div, jit, next_power_of_2, tl, use_triton
+from optimized.kernels.native import INT, POINTER, TYPES, Library, declare
 
+Table = tuple[torch.Tensor, torch.Tensor]
+LayerCache = tuple[torch.Tensor, torch.Tensor]
 _HEADS = 4  # of a program
+_NATIVE = declare("tandem_rotate_and_store", INT, *[POINTER] * 3, *[INT] * 3, *[POINTER] * 2, INT, *[POINTER] * 2,
+                  *[INT] * 5, *[POINTER] * 3)  # fmt: skip
+
+
+class Places(NamedTuple):
+    """Where the tokens of a step stand.
+
+    Attributes:
+        positions: int64 [T], in their sequences.
+        slots: int64 [T], block · block_size + place in the block; distinct; below 0 for a token that is not stored.
+    """
+
+    positions: torch.Tensor
+    slots: torch.Tensor
 
 
 def rotate_and_store(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    cos: torch.Tensor,
-    sin: torch.Tensor,
-    positions: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    slots: torch.Tensor,
+    table: Table,
+    places: Places,
+    cache: LayerCache,
+    library: Library,
 ) -> torch.Tensor:
     """Rotate ``q`` and ``k`` in float32, and write ``k`` and ``v`` where their tokens belong.
 
     Args:
         q: [T, H, d]; k, v: [T, H_kv, d], as the projections made them; channels contiguous.
-        cos, sin: float32 [max_len, R/2], contiguous.
-        positions: int64 [T], rows of the tables.
-        keys, values: [num_blocks, block_size, H_kv, d], a layer's cache; written in place.
-        slots: int64 [T], block · block_size + place in the block; distinct; below 0 for a token that is not stored.
+        table: cosine and sine of all positions, each float32 [max_len, R/2], contiguous.
+        places: of the tokens.
+        cache: a layer's keys and values, each [num_blocks, H_kv, block_size, d]; written in place.
+        library: the CPU kernels.
 
     Returns:
         The rotated queries [T, H, d], contiguous.
     """
     y = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     if use_triton(q):
-        _launch(q, k, v, cos, sin, positions, keys, values, slots, y)
+        _launch(q, k, v, table, places, cache, y)
+    elif (run := library.find(_NATIVE, q.dtype)) and all(x.is_contiguous() for x in cache):
+        _run_native(run, q, k, v, table, places, cache, y)
     else:
-        _twin(q, k, v, cos, sin, positions, keys, values, slots, y)
+        _twin(q, k, v, table, places, cache, y)
     return y
 
 
@@ -50,20 +70,18 @@ def _twin(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    cos: torch.Tensor,
-    sin: torch.Tensor,
-    positions: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    slots: torch.Tensor,
+    table: Table,
+    places: Places,
+    cache: LayerCache,
     y: torch.Tensor,
 ) -> None:
-    c, s = cos[positions, None], sin[positions, None]  # [T, 1, R/2]
+    (cos, sin), (keys, values) = table, cache
+    c, s = cos[places.positions, None], sin[places.positions, None]  # [T, 1, R/2]
     y.copy_(_rotated(q, c, s))
-    stored = slots >= 0
-    page, place = slots[stored] // keys.shape[1], slots[stored] % keys.shape[1]
-    keys[page, place] = _rotated(k, c, s)[stored]
-    values[page, place] = v[stored]
+    stored = places.slots >= 0
+    page, place = places.slots[stored] // keys.shape[2], places.slots[stored] % keys.shape[2]
+    keys[page, :, place] = _rotated(k, c, s)[stored]
+    values[page, :, place] = v[stored]
 
 
 def _rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -73,18 +91,36 @@ def _rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Ten
     return torch.cat((*(part.to(x.dtype) for part in turned), rest), dim=-1)
 
 
+def _run_native(
+    run: Callable[..., None],
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    table: Table,
+    places: Places,
+    cache: LayerCache,
+    y: torch.Tensor,
+) -> None:
+    (cos, sin), (keys, values) = table, cache
+    num_tokens, num_heads, d = q.shape
+    assert all(x.stride(2) == 1 and x.stride(1) == d for x in (q, k, v))
+    run(
+        TYPES[q.dtype], q.data_ptr(), k.data_ptr(), v.data_ptr(), q.stride(0), k.stride(0), v.stride(0),
+        cos.data_ptr(), sin.data_ptr(), cos.shape[1], places.positions.data_ptr(), places.slots.data_ptr(),
+        num_tokens, num_heads, k.shape[1], keys.shape[2], d, y.data_ptr(), keys.data_ptr(), values.data_ptr(),
+    )  # fmt: skip
+
+
 def _launch(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    cos: torch.Tensor,
-    sin: torch.Tensor,
-    positions: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    slots: torch.Tensor,
+    table: Table,
+    places: Places,
+    cache: LayerCache,
     y: torch.Tensor,
 ) -> None:
+    (cos, sin), (keys, values) = table, cache
     num_tokens, num_heads, head_size = q.shape
     num_kv_heads, half = k.shape[1], cos.shape[1]
     rest = head_size - 2 * half
@@ -97,28 +133,21 @@ def _launch(
         y,
         cos,
         sin,
-        positions,
+        places.positions,
         keys,
         values,
-        slots,
-        q.stride(0),
-        q.stride(1),
-        k.stride(0),
-        k.stride(1),
-        v.stride(0),
-        v.stride(1),
-        keys.stride(0),
-        keys.stride(1),
-        keys.stride(2),
-        values.stride(0),
-        values.stride(1),
-        values.stride(2),
+        places.slots,
+        *q.stride()[:2],
+        *k.stride()[:2],
+        *v.stride()[:2],
+        *keys.stride()[:3],
+        *values.stride()[:3],
         NUM_HEADS=num_heads,
         NUM_KV_HEADS=num_kv_heads,
         HEAD_SIZE=head_size,
         HALF=half,
         REST=rest,
-        PAGE=keys.shape[1],
+        PAGE=keys.shape[2],
         BLOCK_H=_HEADS,
         BLOCK_HALF=next_power_of_2(half),
         BLOCK_REST=next_power_of_2(max(rest, 1)),
@@ -146,11 +175,11 @@ def _rotate_and_store_kernel(  # type: ignore[no-untyped-def]
     stride_v_token,
     stride_v_head,
     stride_keys_block,
-    stride_keys_slot,
     stride_keys_head,
+    stride_keys_slot,
     stride_values_block,
-    stride_values_slot,
     stride_values_head,
+    stride_values_slot,
     NUM_HEADS: tl.constexpr,
     NUM_KV_HEADS: tl.constexpr,
     HEAD_SIZE: tl.constexpr,

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import torch
 
 from optimized.kernels.compat import ceil_div, jit, next_power_of_2, tl, use_triton
-from optimized.kernels.native import INT, POINTER, Function
+from optimized.kernels.native import INT, POINTER, Library, declare
 from optimized.runner.philox import NOISE_MAX, NOISE_MIN, gumbel
 
 _LOW = 0xFFFFFFFF
@@ -31,7 +31,7 @@ _PIECE = 4096  # values of a row that are looked at together
 _MASS_SCALE = float(1 << 42)  # 2**20 tokens of probability 1 still fit into 62 bits
 _ORDERED = 1024  # tokens that the twin's top-p orders first
 _NEVER = float("-inf")
-_NATIVE = Function("tandem_sample", POINTER, INT, INT, INT, *[POINTER] * 10)
+_NATIVE = declare("tandem_sample", POINTER, INT, INT, INT, *[POINTER] * 10)
 
 
 class Rows(NamedTuple):
@@ -55,7 +55,7 @@ class Rows(NamedTuple):
     choices: torch.Tensor
 
 
-class Drawn(NamedTuple):
+class Sampled(NamedTuple):
     """The token of each row, and what the filters left.
 
     Attributes:
@@ -70,24 +70,26 @@ class Drawn(NamedTuple):
     greatest: torch.Tensor
 
 
-def sample(logits: torch.Tensor, rows: Rows) -> Drawn:
+def sample(logits: torch.Tensor, rows: Rows, library: Library) -> Sampled:
     """One token for each row.
 
     Args:
         logits: float32 [N, V], after masks and penalties. Channels contiguous, V at most 2**20. A row whose greatest
             is not finite gets any token of the vocabulary.
         rows: N of them.
+        library: the CPU kernels.
     """
     if use_triton(logits):
         return _launch(logits, rows)
-    if _NATIVE.run is None or logits.is_cuda or logits.stride(1) != 1:
+    run = library.find(_NATIVE)
+    if run is None or logits.is_cuda or logits.stride(1) != 1:
         return _twin(logits, rows)
-    drawn = Drawn(torch.empty(len(logits), dtype=torch.int64), *torch.empty(2, len(logits)))
-    _NATIVE.run(logits.data_ptr(), logits.stride(0), *logits.shape, *[x.data_ptr() for x in (*rows, *drawn)])
-    return drawn
+    sampled = Sampled(torch.empty(len(logits), dtype=torch.int64), *torch.empty(2, len(logits)))
+    run(logits.data_ptr(), logits.stride(0), *logits.shape, *[x.data_ptr() for x in (*rows, *sampled)])
+    return sampled
 
 
-def _twin(logits: torch.Tensor, rows: Rows) -> Drawn:
+def _twin(logits: torch.Tensor, rows: Rows) -> Sampled:
     """Step by step; each only for the rows that need it."""
     greatest, tokens = logits.amax(-1), logits.argmax(-1)
     least = torch.full_like(greatest, _NEVER)
@@ -115,7 +117,7 @@ def _twin(logits: torch.Tensor, rows: Rows) -> Drawn:
     scores = torch.full_like(z, _NEVER)
     scores[at, ids] = z[at, ids] + gumbel(ids, positions[at], choices[at], seeds[at])
     tokens[drawn] = scores.argmax(-1)
-    return Drawn(tokens, least, greatest)
+    return Sampled(tokens, least, greatest)
 
 
 def _least_within_mass(z: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
@@ -134,7 +136,7 @@ def _least_within_mass(z: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
         count *= 16
 
 
-def _launch(logits: torch.Tensor, rows: Rows) -> Drawn:
+def _launch(logits: torch.Tensor, rows: Rows) -> Sampled:
     num_rows, vocab = logits.shape
     greatest = logits.amax(dim=-1)
     temperature = torch.where(torch.isfinite(greatest / rows.temperature), rows.temperature, 0)
@@ -173,7 +175,7 @@ def _launch(logits: torch.Tensor, rows: Rows) -> Drawn:
             BLOCK=piece,
             num_warps=max(1, piece // 512),
         )
-    return Drawn(best.bitwise_not_().bitwise_and_(_LOW), least, greatest)
+    return Sampled(best.bitwise_not_().bitwise_and_(_LOW), least, greatest)
 
 
 @jit

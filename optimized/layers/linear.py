@@ -6,12 +6,14 @@ import torch
 import torch.nn.functional as F
 
 from optimized.kernels import matvec
+from optimized.kernels.native import Library
 
 
 class Linear:
     """x Wᵀ + b for a weight [outputs, inputs]; owns the weight in whatever layout is fastest."""
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
+    def __init__(self, weight: torch.Tensor, library: Library, bias: torch.Tensor | None = None) -> None:
+        self._library = library
         self._packed = _can_pack(weight)
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), 1) if self._packed else weight
         self._blocks = matvec.Blocks.of(weight, self._weight) if self._packed else None
@@ -19,8 +21,8 @@ class Linear:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """[T, inputs] → [T, outputs]."""
-        if self._blocks is not None and matvec.is_ready(x):
-            return matvec.matvec(x, self._blocks, self._bias)
+        if self._blocks is not None and matvec.is_ready(x, self._library):
+            return matvec.matvec(x, self._blocks, self._bias, self._library)
         if self._packed:
             y: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
             return y

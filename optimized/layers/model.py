@@ -15,6 +15,7 @@ import torch.nn.functional as F
 
 from optimized.cache.kv_cache import Attend
 from optimized.kernels.activation import gated
+from optimized.kernels.native import Library
 from optimized.kernels.rms_norm import rms_norm
 from optimized.layers.linear import Linear
 from optimized.layers.moe import MoeLayer
@@ -30,7 +31,8 @@ class FeedForward(Protocol):
 class Norm:
     """RMSNorm over the last dimension: Zhang and Sennrich, "Root mean square layer normalization" (2019)."""
 
-    def __init__(self, weight: torch.Tensor, config: ModelConfig) -> None:
+    def __init__(self, weight: torch.Tensor, config: ModelConfig, library: Library) -> None:
+        self._library = library
         self._eps = config.norm_eps
         self._late_rounding = config.norm_float32
         self._weight = weight.float() + config.norm_offset if config.norm_float32 else weight + config.norm_offset
@@ -40,42 +42,49 @@ class Norm:
 
     def of_sum(self, x: torch.Tensor, y: torch.Tensor | None, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
         """The norm of x + scale · y, and that sum."""
-        return rms_norm(x, self._weight, self._eps, late_rounding=self._late_rounding, added=y, added_scale=scale)
+        late = self._late_rounding
+        return rms_norm(x, self._weight, self._eps, self._library, late_rounding=late, added=y, added_scale=scale)
 
 
 class Mlp:
     """down(act(gate(x)) · up(x))."""
 
-    def __init__(self, weights: dict[str, torch.Tensor], prefix: str, activation: Activation) -> None:
-        self._gate_up = _linear(weights, f"{prefix}gate_up_proj")
-        self._down = _linear(weights, f"{prefix}down_proj")
-        self._activation = activation
+    def __init__(
+        self, weights: dict[str, torch.Tensor], prefix: str, activation: Activation, library: Library
+    ) -> None:
+        self._gate_up = _linear(weights, f"{prefix}gate_up_proj", library)
+        self._down = _linear(weights, f"{prefix}down_proj", library)
+        self._activation, self._library = activation, library
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return self._down(gated(self._gate_up(x), self._activation))
+        return self._down(gated(self._gate_up(x), self._activation, self._library))
 
 
 class Layer:
     """One layer's weights and its two residual equations."""
 
-    def __init__(self, config: ModelConfig, layer: int, weights: dict[str, torch.Tensor]) -> None:
+    def __init__(self, config: ModelConfig, layer: int, weights: dict[str, torch.Tensor], library: Library) -> None:
         prefix = f"model.layers.{layer}."
         self.config = config
         self._layer = layer
-        self._qkv = _linear(weights, f"{prefix}self_attn.qkv_proj")
-        self._o = _linear(weights, f"{prefix}self_attn.o_proj")
+        self._qkv = _linear(weights, f"{prefix}self_attn.qkv_proj", library)
+        self._o = _linear(weights, f"{prefix}self_attn.o_proj", library)
         self._q_norm, self._k_norm = (
-            None if config.qk_norm == "none" else Norm(weights.pop(f"{prefix}self_attn.{name}.weight"), config)
+            None
+            if config.qk_norm == "none"
+            else Norm(weights.pop(f"{prefix}self_attn.{name}.weight"), config, library)
             for name in ("q_norm", "k_norm")
         )
         self._norms = [
-            Norm(weights.pop(f"{prefix}{name}.weight"), config) if name else None for name in config.norm_names
+            Norm(weights.pop(f"{prefix}{name}.weight"), config, library) if name else None
+            for name in config.norm_names
         ]
         self._feed_forward: FeedForward
         if config.moe is not None and config.sparse_layers[layer]:
-            self._feed_forward = MoeLayer(weights, f"{prefix}{config.moe.block_name}.", config.moe, config.activation)
+            prefix += f"{config.moe.block_name}."
+            self._feed_forward = MoeLayer(weights, prefix, config.moe, config.activation, library)
         else:
-            self._feed_forward = Mlp(weights, f"{prefix}mlp.", config.activation)
+            self._feed_forward = Mlp(weights, f"{prefix}mlp.", config.activation, library)
 
     def __call__(self, x: torch.Tensor, y: torch.Tensor | None, attend: Attend) -> tuple[torch.Tensor, torch.Tensor]:
         """The residual stream and what is yet to be added to it, before the layer → the same two after it.
@@ -117,17 +126,18 @@ class Model:
     Args:
         config: the architecture.
         weights: as ``fuse`` returns them; emptied, so that packed copies are the only ones.
+        library: the CPU kernels, which may be loaded later.
     """
 
-    def __init__(self, config: ModelConfig, weights: dict[str, torch.Tensor]) -> None:
+    def __init__(self, config: ModelConfig, weights: dict[str, torch.Tensor], library: Library) -> None:
         self.config = config
-        self._embedding = weights.pop("model.embed_tokens.weight")
-        self.dtype, self.device = self._embedding.dtype, self._embedding.device
+        self.embedding = weights.pop("model.embed_tokens.weight")
+        self.dtype, self.device = self.embedding.dtype, self.embedding.device
         self._scale = torch.tensor(config.embedding_scale, dtype=self.dtype, device=self.device)
-        head = weights.pop("lm_head.weight", self._embedding)
-        self._head = Linear(head)
-        self._norm = Norm(weights.pop("model.norm.weight"), config)
-        self._layers = [Layer(config, layer, weights) for layer in range(config.num_layers)]
+        head = weights.pop("lm_head.weight", self.embedding)
+        self._head = Linear(head, library)
+        self._norm = Norm(weights.pop("model.norm.weight"), config, library)
+        self._layers = [Layer(config, layer, weights, library) for layer in range(config.num_layers)]
 
     def forward(
         self,
@@ -139,7 +149,7 @@ class Model:
 
         ``seen`` is shown the residual stream after the embedding and after each layer.
         """
-        x = F.embedding(token_ids, self._embedding)
+        x = F.embedding(token_ids, self.embedding)
         if self.config.embedding_scale != 1:
             x = x * self._scale
         y: torch.Tensor | None = None
@@ -168,5 +178,5 @@ def _add(x: torch.Tensor, y: torch.Tensor, scale: float) -> torch.Tensor:
     return x + y if scale == 1 else torch.add(x, y * scale)
 
 
-def _linear(weights: dict[str, torch.Tensor], name: str) -> Linear:
-    return Linear(weights.pop(f"{name}.weight"), weights.pop(f"{name}.bias", None))
+def _linear(weights: dict[str, torch.Tensor], name: str, library: Library) -> Linear:
+    return Linear(weights.pop(f"{name}.weight"), library, weights.pop(f"{name}.bias", None))

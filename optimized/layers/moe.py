@@ -13,19 +13,24 @@ import torch
 from optimized.kernels.activation import gated
 from optimized.kernels.compat import use_triton
 from optimized.kernels.moe_matmul import experts
+from optimized.kernels.native import Library
 from optimized.layers.linear import Linear
 from tandem.models.model_config import Activation, MoeConfig
+
+Weights = dict[str, torch.Tensor]
 
 
 class MoeLayer:
     """Router and experts of one layer (Shazeer et al., "Outrageously large neural networks", 2017)."""
 
-    def __init__(self, weights: dict[str, torch.Tensor], prefix: str, moe: MoeConfig, activation: Activation) -> None:
+    def __init__(
+        self, weights: Weights, prefix: str, moe: MoeConfig, activation: Activation, library: Library
+    ) -> None:
         self._moe = moe
         router = weights.pop(f"{prefix}gate.weight")
-        self._router = Linear(router)
+        self._router = Linear(router, library)
         kind = StackedExperts if use_triton(router) else PackedExperts
-        self._experts: Experts = kind(weights, f"{prefix}experts.", moe, activation)
+        self._experts: Experts = kind(weights, f"{prefix}experts.", moe, activation, library)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """[T, D] → [T, D]."""
@@ -45,8 +50,10 @@ class Experts(Protocol):
 class StackedExperts:
     """All experts in two tensors, [E, 2I, D] and [E, D, I]; nothing waits for the device."""
 
-    def __init__(self, weights: dict[str, torch.Tensor], prefix: str, moe: MoeConfig, activation: Activation) -> None:
-        self._activation = activation
+    def __init__(
+        self, weights: Weights, prefix: str, moe: MoeConfig, activation: Activation, library: Library
+    ) -> None:
+        self._activation, self._library = activation, library
         inner, hidden = weights[f"{prefix}0.{moe.gate_name}.weight"].shape
         like = weights[f"{prefix}0.{moe.gate_name}.weight"]
         self._gate_up = like.new_empty((moe.num_experts, 2 * inner, hidden))
@@ -57,21 +64,23 @@ class StackedExperts:
             self._down[expert] = weights.pop(f"{prefix}{expert}.{moe.down_name}.weight")
 
     def __call__(self, x: torch.Tensor, chosen: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
-        return experts(x, self._gate_up, self._down, chosen, share, self._activation)
+        return experts(x, self._gate_up, self._down, chosen, share, self._activation, self._library)
 
 
 class PackedExperts:
     """Two matrices for each expert, packed as ``Linear`` packs them."""
 
-    def __init__(self, weights: dict[str, torch.Tensor], prefix: str, moe: MoeConfig, activation: Activation) -> None:
-        self._activation = activation
+    def __init__(
+        self, weights: Weights, prefix: str, moe: MoeConfig, activation: Activation, library: Library
+    ) -> None:
+        self._activation, self._library = activation, library
         self._gate_up, self._down = [], []
         for expert in range(moe.num_experts):
             gate, up, down = (
                 weights.pop(f"{prefix}{expert}.{name}.weight") for name in (moe.gate_name, moe.up_name, moe.down_name)
             )
-            self._gate_up.append(Linear(torch.cat((gate, up))))
-            self._down.append(Linear(down))
+            self._gate_up.append(Linear(torch.cat((gate, up)), library))
+            self._down.append(Linear(down, library))
 
     def __call__(self, x: torch.Tensor, chosen: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
         k = chosen.shape[1]
@@ -90,4 +99,4 @@ class PackedExperts:
         return torch.zeros_like(x).index_add_(0, source, outputs)
 
     def _expert(self, expert: int, x: torch.Tensor) -> torch.Tensor:
-        return self._down[expert](gated(self._gate_up[expert](x), self._activation))
+        return self._down[expert](gated(self._gate_up[expert](x), self._activation, self._library))

@@ -1,4 +1,4 @@
-"""One step's work as tensors: what the model computes, at which positions, for which rows of the cache."""
+"""One plan's work as flat tensors: what the model computes, at which positions, for which rows."""
 
 from __future__ import annotations
 
@@ -7,14 +7,12 @@ from typing import NamedTuple
 
 import torch
 
-from optimized.scheduling.scheduler import Schedule
-from optimized.scheduling.sequence import Sequence
+from optimized.scheduling.plan import RowWork
 
 
 class Chunk(NamedTuple):
-    """Consecutive tokens of one sequence: tokens ``[start, end)`` of the step at positions from ``position`` on."""
+    """Consecutive tokens of one row: tokens ``[start, end)`` of the step at positions from ``position`` on."""
 
-    sequence: Sequence
     row: int
     start: int
     end: int
@@ -26,68 +24,65 @@ class Chunk(NamedTuple):
 
     @property
     def context(self) -> int:
-        """Tokens of the sequence in the cache after the step."""
+        """Tokens of the row in the cache after the step."""
         return self.position + self.end - self.start
-
-
-class Fill(NamedTuple):
-    """Tokens that are known on the device alone, int64 [n], and their places in a step, int64 [n], there too."""
-
-    places: torch.Tensor
-    token_ids: torch.Tensor
-
-    def put_into(self, token_ids: torch.Tensor) -> None:
-        """Into those of the step, in place."""
-        token_ids.index_copy_(0, self.places, self.token_ids)
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """T tokens of some sequences: first those that add one token each, in order of their rows, then the others.
+    """T tokens of some rows: first those that add one token each, in order of their rows, then the others.
 
     Attributes:
-        token_ids, positions, rows: int64 [T]; a token that is still being drawn is 0.
-        decodes: the single tokens, chunk i being token i.
-        prefills: the longer chunks.
-        sampled: chunks whose last token's logits are drawn from, in order.
-        drawing: those of ``decodes`` whose token is still being drawn.
+        token_ids, positions, rows: int64 [T], on the host; a token that only the runner knows is 0.
+        chunks: consecutive.
+        num_decodes: how many of the chunks are single tokens; they are the first.
+        work: the number in the plan of each chunk's work.
+        taken: places of tokens that only the runner knows, and their rows.
     """
 
     token_ids: torch.Tensor
     positions: torch.Tensor
     rows: torch.Tensor
-    decodes: list[Chunk]
-    prefills: list[Chunk]
-    sampled: list[Chunk]
-    drawing: list[Chunk]
+    chunks: list[Chunk]
+    num_decodes: int
+    work: list[int]
+    taken: tuple[list[int], list[int]]
 
     @property
     def num_tokens(self) -> int:
         return len(self.token_ids)
 
+    @property
+    def is_decode(self) -> bool:
+        """Whether it is single tokens alone."""
+        return self.num_decodes == len(self.chunks)
 
-def build_batch(schedule: Schedule) -> Batch:
-    """Lay a schedule out, on the host wherever it is computed."""
-    singles = sorted((w for w in schedule.work if w.num_tokens == 1), key=lambda w: w.sequence.row)
-    longer = [w for w in schedule.work if w.num_tokens > 1]
+
+def build_batch(work: list[RowWork]) -> Batch:
+    """Lay work out."""
+    singles = sorted((w.row, i) for i, w in enumerate(work) if w.num_tokens == 1)
+    longer = sorted((w.position + w.num_tokens, i) for i, w in enumerate(work) if w.num_tokens > 1)
+    order = [i for _, i in (*singles, *longer)]
     chunks: list[Chunk] = []
     token_ids: list[int] = []
     positions: list[int] = []
     rows: list[int] = []
-    sampled: list[Chunk] = []
-    drawing: list[Chunk] = []
-    for work in (*singles, *longer):
-        sequence, first, count = work.sequence, work.sequence.num_computed_tokens, work.num_tokens
-        chunk = Chunk(sequence, sequence.row, len(token_ids), len(token_ids) + count, first)
-        chunks.append(chunk)
-        if first < len(sequence.token_ids):
-            token_ids += sequence.token_ids[first : first + count]
-        else:
+    taken: tuple[list[int], list[int]] = ([], [])
+    for i in order:
+        w, start = work[i], len(token_ids)
+        token_ids += w.token_ids
+        if w.takes_sampled:
+            taken[0].append(len(token_ids))
+            taken[1].append(w.row)
             token_ids.append(0)
-            drawing.append(chunk)
-        positions += range(first, first + count)
-        rows += [sequence.row] * count
-        if work.samples:
-            sampled.append(chunk)
+        count = len(token_ids) - start
+        chunks.append(Chunk(w.row, start, start + count, w.position))
+        positions += range(w.position, w.position + count)
+        rows += [w.row] * count
     ids, at, row = (torch.tensor(values, dtype=torch.int64) for values in (token_ids, positions, rows))
-    return Batch(ids, at, row, chunks[: len(singles)], chunks[len(singles) :], sampled, drawing)
+    return Batch(ids, at, row, chunks, len(singles), order, taken)
+
+
+def nothing() -> Batch:
+    """A batch without tokens."""
+    return build_batch([])

@@ -13,16 +13,17 @@ from typing import NamedTuple
 
 import torch
 
-from optimized.cache.paged_cache import PagedCache, PagedStep
+from optimized.cache.paged_cache import CacheStep, PagedCache
 from optimized.layers.model import Model
-from optimized.runner.batch import Batch, Fill
+from optimized.runner.batch import Batch, nothing
 
 Forward = Callable[[], torch.Tensor]  # reads persistent buffers, returns hidden states [size, D]
 Capture = Callable[[Forward], Forward]  # makes one that is cheap to repeat
+PutTaken = Callable[[Batch, torch.Tensor], None]  # puts tokens that only the device knows into the step's
 
 
 class _Captured(NamedTuple):
-    step: PagedStep  # on the device
+    step: CacheStep  # on the device
     replay: Forward
 
 
@@ -54,41 +55,41 @@ class DecodeGraphs:
 
     Args:
         model, cache: what is captured.
+        block_tables: of all rows, on the host.
         sizes: rising; from ``batch_sizes``.
         capture: see ``Capture``.
     """
 
-    def __init__(self, model: Model, cache: PagedCache, sizes: list[int], capture: Capture) -> None:
-        self._cache = cache
+    def __init__(
+        self, model: Model, cache: PagedCache, block_tables: torch.Tensor, sizes: list[int], capture: Capture
+    ) -> None:
+        self._cache, self._block_tables = cache, block_tables
         self._sizes = sizes
         self._captured = {}
-        nothing = torch.zeros(0, dtype=torch.int64)
         for size in reversed(sizes):  # the memory of the largest serves all
-            step = cache.lay_out(Batch(nothing, nothing, nothing, [], [], [], []), size).to(cache.device)
+            step = cache.lay_out(nothing(), block_tables, size).to(cache.device)
             self._captured[size] = _Captured(step, capture(_forward_over(model, cache, step)))
 
-    def forward(self, batch: Batch, fill: Fill | None) -> torch.Tensor | None:
+    def forward(self, batch: Batch, put_taken: PutTaken) -> torch.Tensor | None:
         """Hidden states [T, D], valid until the next call; None if no graph can compute this batch.
 
         Args:
             batch: on the host.
-            fill: see ``Fill``.
+            put_taken: called with the batch and the step's tokens on the device.
         """
-        if batch.prefills or batch.num_tokens > self._sizes[-1]:
+        if not batch.is_decode or batch.num_tokens > self._sizes[-1]:
             return None
         size = self._sizes[bisect_left(self._sizes, batch.num_tokens)]
         captured = self._captured[size]
-        captured.step.buffer.copy_(self._cache.lay_out(batch, size).buffer, non_blocking=True)
-        if fill is not None:
-            fill.put_into(captured.step.token_ids)
+        self._cache.lay_out(batch, self._block_tables, size).copy_into(captured.step)
+        put_taken(batch, captured.step.token_ids)
         return captured.replay()[: batch.num_tokens]
 
 
 def batch_sizes(most: int) -> list[int]:
-    """1, 2, 4, then multiples of 8, and ``most`` itself: few rows in vain, and few graphs."""
+    """1, 2, 4, then multiples of 8, and ``most`` itself: little is computed for nothing, and graphs are few."""
     return sorted({size for size in (1, 2, 4, *range(8, most, 8)) if size < most} | {most})
 
 
-def _forward_over(model: Model, cache: PagedCache, step: PagedStep) -> Forward:
-    attend = cache.attend(step)
-    return lambda: model.forward(step.token_ids, attend)
+def _forward_over(model: Model, cache: PagedCache, step: CacheStep) -> Forward:
+    return lambda: model.forward(step.token_ids, cache.attend(step))

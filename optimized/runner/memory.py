@@ -44,13 +44,12 @@ class Budget:
         return f"KV cache: {tokens} tokens in {self.num_blocks} blocks of {self.block_size}, at most {size:.2f} GiB"
 
 
-def budget(config: EngineConfig, device: torch.device, stores_twice: bool) -> Budget:
+def budget(config: EngineConfig, device: torch.device) -> Budget:
     """Blocks for the requests that can run at once, or for as many of them as fit into the memory there is.
 
     Args:
         config: the weights are on ``device`` already.
         device: where the cache will be.
-        stores_twice: a token takes a place in a row to work in, and one in a block that can be found again.
 
     Raises:
         CheckpointError: there is no room even for one block.
@@ -58,8 +57,6 @@ def budget(config: EngineConfig, device: torch.device, stores_twice: bool) -> Bu
     """
     s, model = config.scheduler, config.model
     per_token = 2 * model.num_layers * model.num_kv_heads * model.head_dim * TORCH_DTYPES[config.dtype].itemsize
-    if stores_twice:
-        per_token *= 2
     blocks_of_one = -(-config.max_model_len // s.block_size)
     most = s.max_num_seqs * blocks_of_one
     if device.type == "cuda":

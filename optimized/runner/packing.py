@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
@@ -51,7 +50,7 @@ def to_device(arrays: Sequence[torch.Tensor], device: torch.device) -> list[torc
 
 
 class ToHost:
-    """One-dimensional arrays of one device on their way to the host."""
+    """Arrays of one device on their way to the host."""
 
     def __init__(self, arrays: Sequence[torch.Tensor]) -> None:
         self._arrived: torch.cuda.Event | None = None
@@ -63,11 +62,11 @@ class ToHost:
             self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._arrived.record()
 
-    def values(self) -> list[list[Any]]:
-        """Of each array, when they have arrived."""
+    def arrays(self) -> Sequence[torch.Tensor]:
+        """Them, on the host, when they have arrived."""
         if self._arrived is not None:
             self._arrived.synchronize()
-        return [x.tolist() for x in self._arrays]
+        return self._arrays
 
 
 def _size(dtype: torch.dtype, shape: tuple[int, ...]) -> int:

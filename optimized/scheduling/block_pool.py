@@ -50,6 +50,11 @@ class BlockPool:
         """Blocks that ``allocate`` can give; those with findable contents included."""
         return len(self._free)
 
+    @property
+    def cached_blocks(self) -> list[int]:
+        """Blocks whose contents can be found."""
+        return list(self._cached.values())
+
     def allocate(self, count: int) -> list[int]:
         """Take ``count`` ≤ ``num_free`` blocks, the least recently used first; what they held is forgotten."""
         if count > len(self._free):

@@ -9,10 +9,20 @@ import re
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import yaml
 
 from server.config import ServerConfig
-from tandem.config import DTYPES, LOAD_FORMATS, LOGPROBS_MODES, SCHEDULING_POLICIES, ModelOptions, SchedulerOptions
+from tandem.config import (
+    DTYPES,
+    EXECUTOR_BACKENDS,
+    LOAD_FORMATS,
+    LOGPROBS_MODES,
+    SCHEDULING_POLICIES,
+    ModelOptions,
+    SchedulerOptions,
+    SpeculativeConfig,
+)
 from tandem.errors import ConfigError
 from tandem.registry import ENGINES, check_backend
 
@@ -117,6 +127,27 @@ def add_scheduler_options(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help=f"{', '.join(SCHEDULING_POLICIES)} (default: %(default)s)",
     )
+    add(
+        "--speculative-config",
+        type=_speculative_config,
+        default=None,
+        metavar="JSON",
+        help='verify guessed tokens, such as {"method": "ngram", "num_speculative_tokens": 5} (default: off)',
+    )
+    add(
+        "--distributed-executor-backend",
+        default=default.distributed_executor_backend,
+        metavar="NAME",
+        help=f"{', '.join(EXECUTOR_BACKENDS)}: run the model with the engine, or in its own process (default: uni)",
+    )
+
+
+def _speculative_config(text: str) -> SpeculativeConfig:
+    try:
+        return msgspec.json.decode(text, type=SpeculativeConfig)
+    except msgspec.MsgspecError as error:
+        example = '{"method": "ngram", "num_speculative_tokens": 5}'
+        raise argparse.ArgumentTypeError(f"{error}; an example is {example}") from error
 
 
 def _add_server_options(parser: argparse.ArgumentParser) -> None:

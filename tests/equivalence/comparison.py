@@ -11,7 +11,7 @@ from reference import ReferenceEngine
 from reference.philox import gumbel_noise
 from reference.sampling import apply_filters, apply_masks, apply_penalties
 from tandem.engine import EngineRequest
-from tests.equivalence.helpers import Answer
+from tests.equivalence.answers import Answer
 from tests.equivalence.tolerances import LOGPROBS, RARE, TIE
 
 

@@ -1,4 +1,4 @@
-"""Each test counts its ties, and fails if they are many; it begins with the twins of the CPU kernels."""
+"""Each test counts its ties, and fails if they are many."""
 
 from __future__ import annotations
 
@@ -7,13 +7,11 @@ from collections.abc import Iterator
 import pytest
 
 from tests.equivalence.comparison import TALLY, TOTAL
-from tests.equivalence.helpers import use_kernels
 
 
 @pytest.fixture(autouse=True)
 def ties_are_rare() -> Iterator[None]:
     TALLY.clear()
-    use_kernels(False)
     yield
     TALLY.assert_ties_are_rare()
     TOTAL.add(TALLY)

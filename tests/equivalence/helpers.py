@@ -10,17 +10,26 @@ import tempfile
 from typing import Any
 
 import msgspec
+import torch
 from hypothesis import strategies as st
 
 from optimized import OptimizedEngine
-from optimized.kernels import native
+from optimized.kernels.native import Build, Library
+from optimized.runner.cuda_graphs import Capture, CudaCapture
+from optimized.runner.local import LocalRunner
+from optimized.runner.remote import RemoteRunner
+from optimized.runner.runner import Runner
 from reference import ReferenceEngine
-from tandem.config import EngineConfig, ModelOptions, SchedulerOptions, resolve
-from tandem.engine import Engine, EngineOutput, EngineRequest, TokenLogprobs
+from tandem.config import EngineConfig, ModelOptions, SchedulerOptions, SpeculativeConfig, resolve
+from tandem.engine import EngineRequest
 from tandem.sampling_params import SamplingParams
+from tests.equivalence.answers import Answer, run
+from tests.equivalence.comparison import assert_same
 from tests.reference.families import VOCAB, build, save
 
-AS_WRITTEN: dict[str, Any] = {"enforce_eager": True}  # a test says itself whether kernels or twins run
+TOKEN_BYTES = 2 * 2 * 2 * 8 * 4  # that a token of the small Llama takes in the cache
+RUNNERS = ("twins", "kernels", "gpu", "process")
+Kind = str  # one of them
 
 LLAMA: dict[str, Any] = {
     "vocab_size": VOCAB,
@@ -35,15 +44,47 @@ LLAMA: dict[str, Any] = {
 }
 
 
+@functools.cache
+def cpu_kernels() -> Library:
+    """The kernels written in C++, if something can build them here."""
+    library = Library()
+    Build(library).run()
+    return library
+
+
+def create_runner(config: EngineConfig, kind: Kind) -> Runner:
+    """One of the ways to carry plans out.
+
+    ``twins`` and ``kernels`` compute as on a CPU, without and with a compiler. ``gpu`` lays steps out as a GPU needs
+    them, captures decodes (or only lays them out so, where there is no GPU) and begins a step before the one before
+    is collected. ``process`` is another process.
+    """
+    if kind == "process":
+        return RemoteRunner(config)
+    if kind == "gpu":
+        return LocalRunner(config, num_steps_ahead=1, capture=capture_in_tests(), library=Library())
+    return LocalRunner(config, library=cpu_kernels() if kind == "kernels" else Library())
+
+
+def capture_in_tests() -> Capture:
+    """CUDA graphs where there is a GPU; else a computation stays as it is."""
+    return CudaCapture() if torch.cuda.is_available() else lambda forward: forward
+
+
+def create_optimized(config: EngineConfig, kind: Kind = "twins", **scheduler: Any) -> OptimizedEngine:
+    """An engine with one of the runners."""
+    config = msgspec.structs.replace(config, scheduler=SchedulerOptions(**scheduler))
+    return OptimizedEngine(config, runner=create_runner(config, kind))
+
+
 def pair(
-    model: Any, dtype: str = "float32", **scheduler: Any
+    model: Any, dtype: str = "float32", kind: Kind = "twins", **scheduler: Any
 ) -> tuple[EngineConfig, ReferenceEngine, OptimizedEngine]:
     """Both engines on a model that transformers has built."""
     with tempfile.TemporaryDirectory() as directory:
         save(model, directory)
         config = resolve(ModelOptions(model=directory, dtype=dtype)).engine
-        config = msgspec.structs.replace(config, scheduler=SchedulerOptions(**(AS_WRITTEN | scheduler)))
-        return config, ReferenceEngine(config), OptimizedEngine(config)
+        return config, ReferenceEngine(config), create_optimized(config, kind, **scheduler)
 
 
 @functools.cache
@@ -61,68 +102,50 @@ def llama_reference() -> ReferenceEngine:
     return ReferenceEngine(llama_config())
 
 
-def llama_optimized(**scheduler: Any) -> OptimizedEngine:
-    """A new optimized engine on it."""
-    return OptimizedEngine(
-        msgspec.structs.replace(llama_config(), scheduler=SchedulerOptions(**(AS_WRITTEN | scheduler)))
-    )
+def llama_optimized(kind: Kind = "twins", num_tokens: int | None = None, **scheduler: Any) -> OptimizedEngine:
+    """A new optimized engine on it, with room for so many tokens."""
+    size = None if num_tokens is None else num_tokens * TOKEN_BYTES
+    return create_optimized(llama_config(), kind, kv_cache_memory_bytes=size, **scheduler)
 
 
-def use_kernels(wanted: bool) -> None:
-    """On a CPU this process runs the kernels written in C++ from now on, if something can build them, or their twins.
-
-    Engines made later undo it: those here ask for the twins.
-    """
-    native.forget()
-    if wanted:
-        native.Build().run()
-
-
-class Answer(msgspec.Struct):
-    """All that an engine said of one request."""
-
-    token_ids: list[int] = []
-    logprobs: list[TokenLogprobs] = []
-    prompt_logprobs: list[TokenLogprobs] | None = None
-    finish_reason: str | None = None
-    stop_token_id: int | None = None
-    error: str | None = None
-
-    def take(self, output: EngineOutput) -> None:
-        assert self.finish_reason is None, "an output after the last"
-        self.token_ids += output.new_token_ids
-        self.logprobs += output.logprobs or []
-        if output.prompt_logprobs is not None:
-            assert self.prompt_logprobs is None, "the prompt was reported twice"
-            self.prompt_logprobs = list(output.prompt_logprobs)
-        self.finish_reason, self.stop_token_id = output.finish_reason, output.stop_token_id
-        self.error = output.error
+@torch.inference_mode()
+def poison(engine: OptimizedEngine) -> None:
+    """Fill whatever no sequence has written with NaN, which spoils all that reads it; another process's is left."""
+    if not isinstance(engine.runner, LocalRunner):
+        return
+    scheduler = engine.scheduler
+    size = scheduler.config.block_size
+    written = {block: size for block in scheduler.pool.cached_blocks}
+    for sequence in scheduler.running:
+        num_written = sequence.num_computed_tokens + sequence.num_drafts
+        for place, block in enumerate(sequence.block_ids):
+            written[block] = max(written.get(block, 0), min(size, max(0, num_written - place * size)))
+    spoiled = torch.ones(scheduler.pool.num_blocks, size, dtype=torch.bool)
+    for block, count in written.items():
+        spoiled[block, :count] = False
+    for layer in engine.runner.cache.layers:
+        for x in layer:
+            x.masked_fill_(spoiled[:, None, :, None].to(x.device), float("nan"))
 
 
-def run(engine: Engine, requests: list[EngineRequest]) -> dict[str, Answer]:
-    """Send all at once, step to the end."""
+def run_over_poison(engine: OptimizedEngine, requests: list[EngineRequest]) -> dict[str, Answer]:
+    """Send all at once and step to the end, spoiling before each step what it must not read."""
     answers = {request.request_id: Answer() for request in requests}
     for request in requests:
         engine.add(request)
     while engine.has_unfinished:
+        poison(engine)
         for output in engine.step():
             answers[output.request_id].take(output)
+        engine.scheduler.check_integrity()
     return answers
 
 
-def poison(engine: OptimizedEngine) -> None:
-    """Fill all of the cache that is free with numbers that spoil whatever reads them.
-
-    Finite ones: attention multiplies what it must not see by zero, and zero times them is zero.
-    """
-    cache, scheduler = engine.cache, engine.scheduler
-    used = {sequence.row: sequence.num_computed_tokens for sequence in scheduler.running}
-    for row in range(scheduler.config.max_num_seqs):
-        cache._rows[:, :, row, :, used.get(row, 0) :] = 1e4
-    findable = set(scheduler.pool._cached.values())
-    for block in range(len(cache._blocks)):
-        if block not in findable:
-            cache._blocks[block] = 1e4
+def assert_as_reference(requests: list[EngineRequest], answers: dict[str, Answer]) -> None:
+    """Each is answered as the reference answers it alone."""
+    for request in requests:
+        want = run(llama_reference(), [request])[request.request_id]
+        assert_same(llama_reference(), request, answers[request.request_id], want)
 
 
 token_ids = st.integers(0, VOCAB - 1)
@@ -169,9 +192,14 @@ def engine_requests(draw: st.DrawFn, max_prompt: int = 40, max_output: int = 24)
         bad_words_token_ids=draw(st.sampled_from([(), (), ((11,), (12, 13))])),
         priority=draw(st.integers(0, 2)),
         cache_salt=draw(st.sampled_from(["", "", "a"])),
+        group=draw(st.sampled_from(["", "", "g", "h"])),
     )
 
 
+SPECULATIVE = [
+    SpeculativeConfig(method="ngram", num_speculative_tokens=n, prompt_lookup_min=1, prompt_lookup_max=2)
+    for n in (1, 4)
+]
 scheduler_options = st.fixed_dictionaries(
     {
         "max_num_seqs": st.sampled_from([1, 2, 5, 8]),
@@ -180,6 +208,7 @@ scheduler_options = st.fixed_dictionaries(
         "enable_chunked_prefill": st.booleans(),
         "enable_prefix_caching": st.booleans(),
         "scheduling_policy": st.sampled_from(["fcfs", "priority"]),
-        "kv_cache_memory_bytes": st.sampled_from([None, 40_000, 80_000]),
+        "num_tokens": st.sampled_from([None, 80, 160]),
+        "speculative_config": st.sampled_from([None, None, *SPECULATIVE]),
     }
 )

@@ -14,21 +14,23 @@ import psutil
 import pytest
 import torch
 
-from optimized import OptimizedEngine, engine
+from optimized import OptimizedEngine
+from optimized.runner import edits, sampler
+from optimized.runner.local import LocalRunner
 from optimized.scheduling import scheduler
 from optimized.scheduling.block_pool import BlockPool
 from optimized.scheduling.sequence import Sequence
 from tandem.engine import EngineRequest
 from tandem.sampling_params import SamplingParams
+from tests.equivalence.answers import Answer, run
 from tests.equivalence.comparison import assert_same
-from tests.equivalence.helpers import Answer, llama_optimized, llama_reference, run
+from tests.equivalence.helpers import SPECULATIVE, llama_optimized, llama_reference
 from tests.reference.families import VOCAB
 
 ROWS, BLOCK_SIZE = 64, 8
 MAX_PROMPT, MAX_OUTPUT = 90, 30
 MEAN_NEED = (MAX_PROMPT + MAX_OUTPUT) // 2  # tokens of a request; both lengths are uniform
 POOL_TOKENS = ROWS * MEAN_NEED // 10
-BYTES_PER_TOKEN = 2 * 2 * 2 * 2 * 8 * 4  # row and block, keys and values, layers, heads, channels, float32
 
 # What may be more at rest than it was at rest before. A request that left one object behind would make it hundreds.
 MAX_NEW_OBJECTS = 100  # memory blocks of Python: the hash of each findable block, a dictionary that has grown
@@ -92,6 +94,7 @@ class Traffic:
             eos_token_ids=draw.choice([(), (7,)]),
             priority=draw.randint(0, 2),
             cache_salt=draw.choice(["", "a"]),
+            group=f"group {self.num_requests // 5}",
         )
 
     def _abort_some(self, doomed: set[str]) -> None:
@@ -109,6 +112,8 @@ class Traffic:
         assert {*finished, *self.aborted} == self.requests.keys() and finished and self.aborted
         pool, free_rows = self.engine.scheduler.pool, self.engine.scheduler._free_rows
         assert pool.num_free == pool.num_blocks and len(free_rows) == ROWS
+        assert isinstance(self.engine.runner, LocalRunner)
+        assert self.engine.runner.num_counted_rows <= 2 * ROWS
         for request_id in self.draw.sample(finished, NUM_COMPARED):
             self.samples.append(msgspec.json.encode((self.requests[request_id], self.answers[request_id])))
         self.requests.clear()
@@ -150,11 +155,12 @@ def endure(count: int) -> Traffic:
     """Three equal parts with a rest after each: the first warms up, the others must leave nothing behind."""
     traffic = Traffic(
         llama_optimized(
+            num_tokens=POOL_TOKENS,
             max_num_seqs=ROWS,
             max_num_batched_tokens=256,
             block_size=BLOCK_SIZE,
             scheduling_policy="priority",
-            kv_cache_memory_bytes=POOL_TOKENS * BYTES_PER_TOKEN,
+            speculative_config=SPECULATIVE[0],
         ),
         random.Random(5),
     )
@@ -196,18 +202,19 @@ def blocks(patch: pytest.MonkeyPatch) -> None:
 
 
 @leak
-def prompt_reports(patch: pytest.MonkeyPatch) -> None:
-    class Kept(dict[str, Any]):
-        def pop(self, key: str, default: Any = None) -> Any:
-            return self.get(key, default)
+def rows_of_counts(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(edits.Slots, "give_back", lambda self, slot: None)
 
-    right = OptimizedEngine.__init__
 
-    def wrong(self: OptimizedEngine, *args: Any) -> None:
-        right(self, *args)
-        self._prompt_reports = Kept()
+@leak
+def turns_of_groups(patch: pytest.MonkeyPatch) -> None:
+    right, kept = scheduler.Scheduler._leave_group, []
 
-    patch.setattr(OptimizedEngine, "__init__", wrong)
+    def wrong(self: Any, group: str) -> None:
+        kept.append(group)
+        right(self, group)
+
+    patch.setattr(scheduler.Scheduler, "_leave_group", wrong)
 
 
 @leak
@@ -223,13 +230,13 @@ def sequences(patch: pytest.MonkeyPatch) -> None:
 
 @leak
 def logits(patch: pytest.MonkeyPatch) -> None:
-    right, kept = engine.sample, []
+    right, kept = sampler.Sampler.sample, []
 
-    def wrong(logits: torch.Tensor, *args: Any) -> Any:
+    def wrong(self: Any, logits: torch.Tensor, *args: Any) -> Any:
         kept.append(logits)
-        return right(logits, *args)
+        return right(self, logits, *args)
 
-    patch.setattr(engine, "sample", wrong)
+    patch.setattr(sampler.Sampler, "sample", wrong)
 
 
 @leak

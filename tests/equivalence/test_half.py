@@ -13,20 +13,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from optimized import OptimizedEngine
-from optimized.cache import attention_cpu
+from optimized.kernels import gathered_attention
 from optimized.layers import model
 from reference import ReferenceEngine
-from tandem.config import ModelOptions, SchedulerOptions, resolve
+from tandem.config import ModelOptions, resolve
 from tandem.engine import EngineRequest, TokenLogprobs
 from tandem.sampling_params import SamplingParams
-from tests.equivalence.helpers import AS_WRITTEN, LLAMA, poison, run, use_kernels
+from tests.equivalence.answers import run
+from tests.equivalence.helpers import LLAMA, create_optimized, poison
 from tests.equivalence.test_model import request
 from tests.equivalence.tolerances import HALF_OF_MANY, HALF_OF_ONE, TIE
 from tests.reference.families import FAMILIES, VOCAB, build, configs, save
@@ -70,9 +69,7 @@ def errors(
         exact = ReferenceEngine(resolve(ModelOptions(model=directory, dtype="float32")).engine)
         config = resolve(ModelOptions(model=directory, dtype=dtype)).engine
         reference = ReferenceEngine(config)
-        limits = SchedulerOptions(**(AS_WRITTEN | scheduler))
-        optimized = OptimizedEngine(msgspec.structs.replace(config, scheduler=limits))
-    use_kernels(kernels)
+        optimized = create_optimized(config, "kernels" if kernels else "twins", **scheduler)
     poison(optimized)
     limit = min(MAX_TOKENS, exact.info.max_model_len)
     requests = [request(i, ids[: min(length, limit)], limit) for i, length in enumerate(lengths)]
@@ -157,7 +154,7 @@ def plant(function: Callable[[pytest.MonkeyPatch], None]) -> Callable[[pytest.Mo
 
 @plant
 def norm_without_float32(patch: pytest.MonkeyPatch) -> None:
-    def wrong(x: torch.Tensor, weight: torch.Tensor, eps: float, **options: Any) -> Any:
+    def wrong(x: torch.Tensor, weight: torch.Tensor, eps: float, library: Any, **options: Any) -> Any:
         added, scale = options.get("added"), options.get("added_scale", 1.0)
         s = x if added is None else x + added * scale
         y = s * torch.rsqrt(s.square().mean(-1, keepdim=True) + eps)
@@ -184,7 +181,7 @@ def softmax_in_bfloat16(patch: pytest.MonkeyPatch) -> None:
         weights = (x - x.amax(dim, keepdim=True)).bfloat16().exp()
         return weights / weights.sum(dim, keepdim=True)
 
-    patch.setattr(attention_cpu, "torch", Torch(softmax=wrong))
+    patch.setattr(gathered_attention, "torch", Torch(softmax=wrong))
 
 
 @plant
@@ -200,7 +197,7 @@ def attention_summed_one_by_one(patch: pytest.MonkeyPatch) -> None:
             o = o + a[..., j : j + 1] * b[..., j : j + 1, :]
         return o
 
-    patch.setattr(attention_cpu, "torch", Torch(bmm=wrong))
+    patch.setattr(gathered_attention, "torch", Torch(bmm=wrong))
 
 
 @pytest.mark.parametrize("name", PLANTS)

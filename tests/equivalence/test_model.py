@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 
 from tandem.engine import EngineRequest
 from tandem.sampling_params import SamplingParams
+from tests.equivalence.answers import run
 from tests.equivalence.comparison import assert_same
-from tests.equivalence.helpers import pair, poison, run, use_kernels
+from tests.equivalence.helpers import pair, poison
 from tests.reference.families import FAMILIES, VOCAB, build, configs
 from tests.reference.test_transformers import well_conditioned
 
 few = settings(max_examples=max(2, settings().max_examples // 4))
-SPLITS = {"max_num_batched_tokens": [4, 19, 512], "block_size": [2, 16], "max_num_seqs": [1, 4]}
+SPLITS = {"max_num_batched_tokens": [4, 19, 512], "block_size": [2, 16, 32], "max_num_seqs": [1, 4, 5]}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -26,8 +27,7 @@ SPLITS = {"max_num_batched_tokens": [4, 19, 512], "block_size": [2, 16], "max_nu
 def test_family_agrees_with_the_reference(family: str, data: st.DataObject) -> None:
     model = build(family, data.draw(configs(family)), seed=data.draw(st.integers(0, 2**31)))
     scheduler = {name: data.draw(st.sampled_from(values)) for name, values in SPLITS.items()}
-    _, reference, optimized = pair(model, **scheduler)
-    use_kernels(data.draw(st.booleans()))
+    _, reference, optimized = pair(model, kind=data.draw(st.sampled_from(["twins", "kernels", "gpu"])), **scheduler)
     poison(optimized)
     limit = min(96, reference.info.max_model_len)
     ids = data.draw(st.lists(st.integers(0, VOCAB - 1), min_size=limit, max_size=limit))

@@ -10,14 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from optimized.kernels import sample as op
-from optimized.runner.sampler import sample
-from optimized.scheduling.sequence import Sequence
+from optimized.kernels.native import Library
+from optimized.runner.edits import Edits
+from optimized.runner.rows import Rows
+from optimized.runner.sampler import Asked, Sampled, Sampler
+from optimized.scheduling.plan import RowStart
 from reference.sampling import SamplingError
 from reference.sampling import sample as sample_one
 from tandem.engine import EngineRequest
 from tandem.sampling_params import SamplingParams
 from tests.equivalence.comparison import assert_same_report, best_two
-from tests.equivalence.helpers import engine_requests, token_ids, use_kernels
+from tests.equivalence.helpers import cpu_kernels, engine_requests, token_ids
 from tests.equivalence.tolerances import TIE
 from tests.reference.families import VOCAB
 
@@ -34,16 +37,63 @@ broken = st.sampled_from([float("nan"), float("inf")])
 
 @st.composite
 def rows(draw: st.DrawFn) -> tuple[list[float], EngineRequest, list[int]]:
+    """Logits, a request, and its output: what it had when it took a row, and what has been sampled since."""
     logits = draw(row_of_logits)
     if draw(st.integers(0, 9)) == 0:
         logits[draw(token_ids)] = draw(broken)
     return logits, draw(engine_requests()), draw(st.lists(token_ids, max_size=6))
 
 
-def sequence_of(request: EngineRequest, output: list[int]) -> Sequence:
-    sequence = Sequence(request, (0, 0))
-    sequence.token_ids += output
-    return sequence
+class Batch:
+    """Rows as a runner has them, after ``num_known`` tokens of their outputs."""
+
+    def __init__(
+        self,
+        requests: list[EngineRequest],
+        outputs: list[list[int]],
+        mode: str,
+        library: Library,
+        num_known: int = 1 << 30,
+    ) -> None:
+        self.rows = Rows(len(requests), 1)
+        self.edits = Edits(VOCAB, torch.device("cpu"), library)
+        self.sampler = Sampler(self.rows, self.edits, mode, library)
+        self.positions = [0] * len(requests)
+        for row, (request, output) in enumerate(zip(requests, outputs, strict=True)):
+            start = RowStart(
+                row,
+                request.sampling,
+                request.seed,
+                request.choice_index,
+                request.eos_token_ids,
+                request.bad_words_token_ids,
+                len(request.prompt_token_ids),
+                [],
+                [*request.prompt_token_ids, *output[:num_known]],
+            )
+            self.rows.start(start)
+            self.edits.start(start)
+            self.positions[row] = len(output[:num_known])
+        for step in range(max(map(len, outputs), default=0)):
+            self._force([(row, out[step]) for row, out in enumerate(outputs) if num_known <= step < len(out)])
+
+    def sample(self, logits: torch.Tensor) -> list[Sampled]:
+        return self.sampler.sample(logits, [Asked(row, at) for row, at in enumerate(self.positions)]).take()
+
+    def _force(self, tokens: list[tuple[int, int]]) -> None:
+        """A step in which these rows sample these tokens, since their logits allow nothing else."""
+        if not tokens:
+            return
+        logits = torch.full((len(tokens), VOCAB), -1e30)
+        for i, (_, token_id) in enumerate(tokens):
+            logits[i, token_id] = 0
+        asked = [Asked(row, self.positions[row]) for row, _ in tokens]
+        with mock.patch.object(op, "sample", lambda z, *_: op.Sampled(
+            torch.tensor([token_id for _, token_id in tokens]), torch.zeros(len(z)), z.amax(-1)
+        )):  # fmt: skip
+            self.sampler.sample(logits, asked)
+        for row, _ in tokens:
+            self.positions[row] += 1
 
 
 @settings(max_examples=5 * settings().max_examples)
@@ -52,13 +102,17 @@ def sequence_of(request: EngineRequest, output: list[int]) -> Sequence:
     mode=st.sampled_from(MODES),
     kernels=st.booleans(),
     ordered=st.sampled_from([1, 20, 1024]),
+    num_known=st.integers(0, 6),
 )
-def test_a_batch_is_sampled_as_its_rows_alone(batch: list, mode: str, kernels: bool, ordered: int) -> None:
-    use_kernels(kernels)
+def test_a_batch_is_sampled_as_its_rows_alone(
+    batch: list, mode: str, kernels: bool, ordered: int, num_known: int
+) -> None:
+    """Whatever part of an output was known when its row started: the rest has been sampled step by step."""
     logits = torch.tensor([row for row, _, _ in batch])
-    sequences = [sequence_of(request, output) for _, request, output in batch]
+    library = cpu_kernels() if kernels else Library()
+    state = Batch([r for _, r, _ in batch], [output for _, _, output in batch], mode, library, num_known)
     with mock.patch.object(op, "_ORDERED", ordered):
-        sampled = sample(logits, sequences, mode).take()
+        sampled = state.sample(logits)
     for got, (row, request, output) in zip(sampled, batch, strict=True):
         try:
             want = sample_one(torch.tensor(row), request, output, mode)
@@ -71,22 +125,24 @@ def test_a_batch_is_sampled_as_its_rows_alone(batch: list, mode: str, kernels: b
             assert best - second < TIE
             continue
         assert (got.logprobs is None) == (want.logprobs is None)
-        assert_same_report(got.logprobs, want.logprobs)
         if want.logprobs is not None:
-            assert got.logprobs.rank == want.logprobs.rank and got.logprobs.top_ids == want.logprobs.top_ids
+            [report] = got.logprobs
+            assert_same_report(report, want.logprobs)
+            assert report.rank == want.logprobs.rank and report.top_ids == want.logprobs.top_ids
 
 
 @pytest.mark.parametrize("kernels", [False, True])
 @pytest.mark.parametrize("mode", MODES)
 def test_a_temperature_that_overflows_is_greedy(mode: str, kernels: bool) -> None:
-    use_kernels(kernels)
-    row = torch.tensor([1.0, 3e34, 2e34, -3e34])
+    row = torch.full((VOCAB,), -3e34)
+    row[:4] = torch.tensor([1.0, 3e34, 2e34, -3e34])
     sampling = SamplingParams(temperature=1e-5, top_k=2, min_p=0.5, logprobs=3)
     request = EngineRequest(request_id="", prompt_token_ids=[1], sampling=sampling, max_tokens=9, seed=1)
-    [got] = sample(row[None].clone(), [sequence_of(request, [])], mode).take()
+    [got] = Batch([request], [[]], mode, cpu_kernels() if kernels else Library()).sample(row[None].clone())
     want = sample_one(row, request, [], mode)
     assert got.token_id == want.token_id == 1
-    assert_same_report(got.logprobs, want.logprobs)
+    [report] = got.logprobs
+    assert_same_report(report, want.logprobs)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -94,8 +150,8 @@ def test_neighbours_do_not_change_a_row(mode: str) -> None:
     generator = torch.Generator().manual_seed(1)
     logits = torch.randn(64, VOCAB, generator=generator)
     requests = [varied(i) for i in range(64)]
-    together = sample(logits.clone(), [sequence_of(r, []) for r in requests], mode).take()
-    alone = [sample(logits[i : i + 1].clone(), [sequence_of(r, [])], mode).take()[0] for i, r in enumerate(requests)]
+    together = Batch(requests, [[]] * 64, mode, Library()).sample(logits.clone())
+    alone = [Batch([r], [[]], mode, Library()).sample(logits[i : i + 1].clone())[0] for i, r in enumerate(requests)]
     assert [t.token_id for t in together] == [a.token_id for a in alone]
 
 

@@ -10,7 +10,8 @@ import torch
 from optimized.cache.paged_cache import PagedCache
 from tandem.engine import EngineRequest
 from tandem.sampling_params import SamplingParams
-from tests.equivalence.helpers import llama_optimized, run
+from tests.equivalence.answers import run
+from tests.equivalence.helpers import llama_optimized
 from tests.paged.helpers import assert_as_told, foreseeable, poison
 from tests.reference.families import VOCAB
 

@@ -28,9 +28,11 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from optimized.kernels import activation, moe_matmul, paged_attention, rms_norm, rope_cache, sample
+from optimized.kernels import activation, edit_logits, moe_matmul, paged_attention, rms_norm, rope_cache, sample
+from optimized.kernels.native import Library
 from tandem.models.model_config import Activation
 
+LIBRARY = Library()
 Case = tuple[str, Any, Callable[[], object]]  # name, module of the op, what launches it
 DTYPES = (torch.float16, torch.bfloat16)
 NAMES = {
@@ -104,23 +106,23 @@ def attention(dtype: torch.dtype) -> Iterator[Case]:
         for query_len, num_splits in ((1, 1), (1, 4), (40, 1)):
             for window, softcap in ((None, None), (512, 50.0)):
                 blocks = paged_attention.query_blocks([query_len], group)
-                cache = torch.zeros(4, 16, 2, head_size, dtype=dtype)
+                cache = torch.zeros(4, 2, 16, head_size, dtype=dtype)
+                queries = paged_attention.Queries(
+                    torch.zeros(16, dtype=torch.int32),
+                    torch.zeros(16, dtype=torch.int32),
+                    torch.zeros(1, 16, dtype=torch.int32),
+                    (paged_attention.Launch(blocks, query_len, num_splits),),
+                )
                 yield (
                     f"d={head_size} rows={blocks.rows} splits={num_splits} window={window}",
                     paged_attention,
                     partial(
                         paged_attention.paged_attention,
                         torch.zeros(query_len, 2 * group, head_size, dtype=dtype),
-                        cache,
-                        cache,
-                        query_starts=torch.zeros(16, dtype=torch.int32),
-                        context_lens=torch.zeros(16, dtype=torch.int32),
-                        block_tables=torch.zeros(1, 16, dtype=torch.int32),
-                        blocks=blocks,
-                        scale=0.1,
-                        window=window,
-                        softcap=softcap,
-                        num_splits=num_splits,
+                        (cache, cache),
+                        queries,
+                        paged_attention.Form(0.1, window, softcap),
+                        LIBRARY,
                     ),
                 )
 
@@ -130,9 +132,16 @@ def rotation(dtype: torch.dtype) -> Iterator[Case]:
     for head_size in (64, 128, 256):
         for half in (head_size // 2, head_size // 4):
             q, k, v = torch.zeros(2, 48, head_size, dtype=dtype).split([32, 8, 8], dim=1)
-            table, cache = torch.zeros(32, half), torch.zeros(4, 16, 8, head_size, dtype=dtype)
+            table, cache = torch.zeros(32, half), torch.zeros(4, 8, 16, head_size, dtype=dtype)
             at = torch.zeros(2, dtype=torch.int64)
-            call = partial(rope_cache.rotate_and_store, q, k, v, table, table, at, cache, cache, at)
+            call = partial(
+                rope_cache.rotate_and_store,
+                *(q, k, v),
+                (table, table),
+                rope_cache.Places(at, at),
+                (cache, cache),
+                LIBRARY,
+            )
             yield f"d={head_size} R={2 * half}", rope_cache, call
 
 
@@ -144,7 +153,7 @@ def norms(dtype: torch.dtype) -> Iterator[Case]:
                 x = torch.zeros(shape, dtype=dtype)
                 weight = torch.zeros(shape[-1], dtype=torch.float32 if late else dtype)
                 added = x if has_added else None
-                call = partial(rms_norm.rms_norm, x, weight, 1e-5, late_rounding=late, added=added)
+                call = partial(rms_norm.rms_norm, x, weight, 1e-5, LIBRARY, late_rounding=late, added=added)
                 yield f"shape={shape} late={late} added={has_added}", rms_norm, call
 
 
@@ -152,14 +161,23 @@ def gates(dtype: torch.dtype) -> Iterator[Case]:
     """Each activation."""
     names: tuple[Activation, ...] = ("silu", "gelu", "gelu_tanh")
     for name in names:
-        yield name, activation, partial(activation.gated, torch.zeros(4, 2 * 14336, dtype=dtype), name)
+        yield name, activation, partial(activation.gated, torch.zeros(4, 2 * 14336, dtype=dtype), name, LIBRARY)
 
 
 def draws(dtype: torch.dtype) -> Iterator[Case]:
     """Logits are float32 whatever the model's dtype."""
     single, number = torch.zeros(2), torch.zeros(2, dtype=torch.int64)
     rows = sample.Rows(single, number, single.double(), single, number, number, number)
-    yield "V=131072", sample, partial(sample.sample, torch.zeros(2, 131072), rows)
+    yield "V=131072", sample, partial(sample.sample, torch.zeros(2, 131072), rows, LIBRARY)
+
+
+def edits(dtype: torch.dtype) -> Iterator[Case]:
+    """Of logits, whatever the model's dtype."""
+    logits, at = torch.zeros(2, 131072), torch.zeros(2, dtype=torch.int64)
+    bits, counts = torch.zeros(2, 4096, dtype=torch.int32), torch.zeros(2, 131072, dtype=torch.int32)
+    penalties = edit_logits.Penalties(*torch.ones(3, 2))
+    yield "mask", edit_logits, partial(edit_logits.mask, logits, at, at, bits, LIBRARY)
+    yield "penalize", edit_logits, partial(edit_logits.penalize, logits, at, at, counts, penalties, LIBRARY)
 
 
 def experts(dtype: torch.dtype) -> Iterator[Case]:
@@ -168,7 +186,7 @@ def experts(dtype: torch.dtype) -> Iterator[Case]:
         chosen = torch.arange(4).expand(num_tokens, 4)
         weights = torch.zeros(4, 1024, 512, dtype=dtype), torch.zeros(4, 512, 512, dtype=dtype)
         x = torch.zeros(num_tokens, 512, dtype=dtype)
-        call = partial(moe_matmul.experts, x, *weights, chosen, torch.zeros(num_tokens, 4), "silu")
+        call = partial(moe_matmul.experts, x, *weights, chosen, torch.zeros(num_tokens, 4), "silu", LIBRARY)
         yield f"rows={moe_matmul.tile_rows(chosen.numel(), 4)}", moe_matmul, call
 
 
@@ -176,7 +194,7 @@ def main(arch: int, part: str = "") -> None:
     done: set[str] = set()
     for dtype in DTYPES:
         products = (attention, experts)
-        for cases in products if dtype == torch.float16 else (*products, rotation, norms, gates, draws):
+        for cases in products if dtype == torch.float16 else (*products, rotation, norms, gates, draws, edits):
             for name, module, call in cases(dtype):
                 name = f"{NAMES[dtype]} {name}"
                 for recorder in recorded(module, call) if part in name else ():

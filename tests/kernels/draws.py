@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from hypothesis import strategies as st
 
-from optimized.kernels.sample import Drawn, Rows
+from optimized.kernels.sample import Rows, Sampled
 
 NEVER = float("-inf")
 UNDECIDED = 1e-5  # so close to a border, or to each other, float32 need not agree with float64
@@ -74,7 +74,7 @@ def tensors(batch: list[Row], is_part: bool = False) -> tuple[torch.Tensor, Rows
     return logits, Rows(*columns)
 
 
-def check(batch: list[Row], logits: torch.Tensor, rows: Rows, drawn: Drawn, what: str) -> None:
+def check(batch: list[Row], logits: torch.Tensor, rows: Rows, drawn: Sampled, what: str) -> None:
     """Each row of ``drawn`` is as defined."""
     assert torch.equal(drawn.greatest, logits.amax(-1)), what
     for row, given, divisor, token, least in zip(

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from optimized.kernels import native
-from tests.equivalence.helpers import use_kernels
 from tests.kernels import test_native as tests
 
 pytestmark = pytest.mark.skipif(not shutil.which("c++"), reason="no C++ compiler")
@@ -24,30 +23,47 @@ BUGS: dict[str, tuple[Callable[[], None], str, str, str]] = {
     "gate taken for up": (tests.test_gated, "activation.cpp", "gate + size;", "gate;"),
     "rotation the other way": (
         tests.test_rotation_and_write,
-        "row_attention.cpp",
+        "rope_cache.cpp",
         "a * cos[i] - b * sin[i]",
         "a * cos[i] + b * sin[i]",
     ),
     "unrotated channels not copied": (
         tests.test_rotation_and_write,
-        "row_attention.cpp",
+        "rope_cache.cpp",
         "std::copy(x + 2 * half, x + d, y + 2 * half);",
         "",
     ),
     "window off by one": (
         tests.test_attention,
-        "row_attention.cpp",
-        "contexts[seq] - window)",
-        "contexts[seq] - window - 1)",
+        "paged_attention.cpp",
+        "queries[i].context - window)",
+        "queries[i].context - window - 1)",
     ),
     "pieces weighted alike": (
         tests.test_attention,
-        "row_attention.cpp",
+        "paged_attention.cpp",
         "weight = exp_of(piece[d()] - greatest)",
         "weight = 1.0f",
     ),
-    "cap without scale": (tests.test_attention, "row_attention.cpp", "softcap * (1.0f - 2.0f /", "(1.0f - 2.0f /"),
-    "last keys left out": (tests.test_attention, "row_attention.cpp", "for (; s < count; s++) {", "for (; false;) {"),
+    "cap without scale": (tests.test_attention, "paged_attention.cpp", "softcap * (1.0f - 2.0f /", "(1.0f - 2.0f /"),
+    "last keys left out": (
+        tests.test_attention,
+        "paged_attention.cpp",
+        "for (; s < run.count; s++) {",
+        "for (; false;) {",
+    ),
+    "block of another sequence": (tests.test_attention, "paged_attention.cpp", "tables[sequence * ", "tables[0 * "),
+    "head of a block": (tests.test_attention, "paged_attention.cpp", "* num_kv_heads + head) *", "* num_kv_heads) *"),
+    "chunk sees its future": (tests.test_attention, "paged_attention.cpp", "- (starts[s + 1] - 1 - t)", ""),
+    "bits of the row beside": (tests.test_masks, "edit_logits.cpp", "bits + slots[r]", "bits + rows[r]"),
+    "a NaN overlooked": (tests.test_masks, "edit_logits.cpp", "is_spoiled ? NAN : all", "all"),
+    "prompt counted as output": (
+        tests.test_penalties,
+        "edit_logits.cpp",
+        "row[i] & (IN_PROMPT - 1)",
+        "row[i] & (2 * IN_PROMPT - 1)",
+    ),
+    "penalties of another row": (tests.test_penalties, "edit_logits.cpp", "= presence[r]", "= presence[0]"),
     "some one of equals": (
         tests.test_greatest_of_a_row,
         "sample.cpp",
@@ -108,9 +124,9 @@ def test_is_found(bug: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(native, "SOURCES", sources)
     monkeypatch.setattr(native, "FLAGS", tuple(flag.replace("-O3", "-O1") for flag in native.FLAGS))  # built sooner
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    use_kernels(True)
-    try:
-        with pytest.raises(AssertionError):
-            test()
-    finally:
-        native.forget()
+    library = native.Library()
+    native.Build(library).run()
+    assert library.is_loaded
+    monkeypatch.setattr(tests, "kernels", lambda: library)
+    with pytest.raises(AssertionError):
+        test()

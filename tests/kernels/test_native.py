@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import shutil
+import subprocess
+import sys
 import threading
-from collections.abc import Iterator
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
+import msgspec
+import psutil
 import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from optimized.cache import attention_cpu, native
-from optimized.kernels import activation, matvec, rms_norm, row_attention, sample
+from optimized import OptimizedEngine
+from optimized.kernels import activation, matvec, native, paged_attention, rms_norm, rope_cache, sample
+from optimized.kernels.native import Library
+from optimized.runner.local import LocalRunner
 from optimized.runner.philox import gumbel
+from tandem.config import SchedulerOptions
 from tandem.engine import EngineRequest
 from tandem.sampling_params import SamplingParams
-from tests.equivalence.comparison import assert_same
-from tests.equivalence.helpers import llama_optimized, llama_reference, run, use_kernels
+from tests.equivalence.answers import run
+from tests.equivalence.helpers import assert_as_reference, cpu_kernels, llama_config
 from tests.kernels import draws
 from tests.kernels.apart import run_apart
+from tests.kernels.interpreted import edit_logits
 from tests.reference.families import VOCAB
 
 pytestmark = pytest.mark.skipif(not shutil.which("c++"), reason="no C++ compiler")
@@ -33,12 +42,11 @@ ULP = {torch.bfloat16: 2**-7, torch.float16: 2**-10, torch.float32: 2**-20}
 dtypes = st.sampled_from(list(ULP))
 
 
-@pytest.fixture(autouse=True)
-def kernels() -> Iterator[None]:
-    use_kernels(True)
-    assert row_attention.is_ready(torch.float32)
-    yield
-    native.forget()
+def kernels() -> Library:
+    """Those under test."""
+    library = cpu_kernels()
+    assert library.is_loaded
+    return library
 
 
 def assert_close(
@@ -66,7 +74,7 @@ def rows(draw: st.DrawFn) -> torch.Tensor:
 def test_norm(x: torch.Tensor, late: bool, scale: float, added: bool) -> None:
     weight = torch.randn(x.shape[-1], dtype=torch.float32 if late else x.dtype)
     other = torch.randn_like(x) if added else None
-    got = rms_norm.rms_norm(x, weight, 1e-5, late_rounding=late, added=other, added_scale=scale)
+    got = rms_norm.rms_norm(x, weight, 1e-5, kernels(), late_rounding=late, added=other, added_scale=scale)
     want = rms_norm._twin(x, weight, 1e-5, late, other, scale)
     if other is None:
         assert got[1] is x
@@ -85,45 +93,63 @@ def test_gated(x: torch.Tensor, name: Any) -> None:
     x = x[:, : x.shape[1] // 2 * 2]
     gate, up = x.float().abs().chunk(2, dim=1)
     floor = (gate * up).clamp(min=2**-6) if x.dtype == torch.float32 else 2**-6  # 1 + erf(-3) is little
-    assert_close(activation.gated(x, name), activation._twin(x, name), roundings=2, floor=floor)
+    assert_close(activation.gated(x, name, kernels()), activation._twin(x, name), roundings=2, floor=floor)
+
+
+class Drawn(NamedTuple):
+    """A step over a cache whose blocks lie anywhere and are NaN wherever nothing was written."""
+
+    q: torch.Tensor
+    cache: tuple[torch.Tensor, torch.Tensor]
+    queries: paged_attention.Queries
 
 
 @st.composite
-def caches(draw: st.DrawFn, dtype: torch.dtype) -> dict[str, Any]:
-    """Sizes of heads, a cache that is no numbers wherever nothing was written, and sequences in some of its rows."""
+def steps(draw: st.DrawFn, dtype: torch.dtype) -> Drawn:
+    """Single tokens and chunks, short and long, of sequences in any blocks."""
     torch.manual_seed(draw(st.integers(0, 2**31)))
     num_kv_heads, group = draw(st.integers(1, 3)), draw(st.integers(1, 5))
-    d = draw(st.sampled_from([8, 24, 48, 64, 80, 128]))
+    d, block_size = draw(st.sampled_from([8, 24, 48, 64, 80, 128])), draw(st.sampled_from([1, 3, 16, 32]))
     longest = draw(st.sampled_from([5, 40, 300, 800]))
-    contexts = draw(st.lists(st.integers(1, longest), min_size=1, max_size=5))
-    places = random.Random(d).sample(range(7), len(contexts))
-    keys, values = torch.full((2, 7, num_kv_heads, longest + 3, d), float("nan"), dtype=dtype)
-    for row, context in zip(places, contexts, strict=True):
-        keys[row, :, :context] = torch.randn(num_kv_heads, context, d) * 2
-        values[row, :, :context] = torch.randn(num_kv_heads, context, d)
-    q = torch.randn(len(contexts), num_kv_heads * group, d).to(dtype)
-    return {"q": q, "cache": (keys, values), "rows": torch.tensor(places), "contexts": torch.tensor(contexts)}
+    sequences = draw(
+        st.lists(st.tuples(st.integers(1, longest), st.sampled_from([0, 1, 1, 1, 3, 20])), min_size=1, max_size=5)
+    )
+    contexts = [context for context, _ in sequences]
+    lengths = [min(context, length) for context, length in sequences]
+    counts = [-(-context // block_size) for context in contexts]
+    shape = (sum(counts) + 2, num_kv_heads, block_size, d)
+    keys, values = torch.full((2, *shape), float("nan"), dtype=dtype)
+    free = torch.randperm(shape[0]).tolist()
+    tables = torch.full((len(contexts), max(counts) + 1), free.pop(), dtype=torch.int32)
+    for i, context in enumerate(contexts):
+        for place in range(counts[i]):
+            block, end = free.pop(), min(block_size, context - place * block_size)
+            tables[i, place] = block
+            keys[block, :, :end] = torch.randn(num_kv_heads, end, d) * 2
+            values[block, :, :end] = torch.randn(num_kv_heads, end, d)
+    q = torch.randn(sum(lengths), num_kv_heads * group, d).to(dtype)
+    starts = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32)
+    queries = paged_attention.Queries(starts, torch.tensor(contexts, dtype=torch.int32), tables)
+    return Drawn(q, (keys, values), queries)
 
 
-def attention(
-    q: torch.Tensor,
-    cache: tuple[torch.Tensor, torch.Tensor],
-    rows: torch.Tensor,
-    contexts: torch.Tensor,
-    scale: float,
-    softcap: float | None,
-    window: int | None,
-) -> torch.Tensor:
+def attention(c: Drawn, form: paged_attention.Form) -> torch.Tensor:
     """The definition in float64."""
     outputs = []
-    for heads, row, context in zip(q.double(), rows.tolist(), contexts.tolist(), strict=True):
-        first = max(0, context - window) if window else 0
-        keys, values = (x[row, :, first:context].double() for x in cache)
-        z = torch.einsum("kgd,ksd->kgs", heads.view(len(keys), -1, q.shape[-1]), keys) * scale
-        if softcap is not None:
-            z = softcap * torch.tanh(z / softcap)
-        outputs.append(torch.einsum("kgs,ksd->kgd", torch.softmax(z, -1), values).flatten())
-    return torch.stack(outputs)
+    block_size = c.cache[0].shape[2]
+    starts = c.queries.starts.tolist()
+    for i, whole in enumerate(c.queries.contexts.tolist()):
+        for t in range(starts[i], starts[i + 1]):
+            context = whole - (starts[i + 1] - 1 - t)
+            j = torch.arange(max(0, context - form.window) if form.window else 0, context)
+            at = c.queries.tables[i, j // block_size].long(), j % block_size
+            keys, values = (x[at[0], :, at[1]].double() for x in c.cache)  # [S, H_kv, d]
+            z = torch.einsum("kgd,skd->kgs", c.q[t].double().view(keys.shape[1], -1, c.q.shape[-1]), keys)
+            z = z * form.scale
+            if form.softcap is not None:
+                z = form.softcap * torch.tanh(z / form.softcap)
+            outputs.append(torch.einsum("kgs,skd->kgd", torch.softmax(z, -1), values).flatten(0, 1))
+    return torch.stack(outputs) if outputs else torch.zeros(c.q.shape, dtype=torch.float64)
 
 
 @settings(max_examples=settings().max_examples * 2)
@@ -133,62 +159,86 @@ def attention(
     softcap=st.sampled_from([None, 3.0]),
     window=st.sampled_from([None, 1, 7, 260]),
     scale=st.sampled_from([0.125, 0.3]),
+    is_native=st.booleans(),
 )
-def test_attention(data: Any, dtype: torch.dtype, softcap: float | None, window: int | None, scale: float) -> None:
-    drawn = data.draw(caches(dtype))
-    got = row_attention.attend_rows(**drawn, scale=scale, softcap=softcap, window=window)
-    want = attention(**drawn, scale=scale, softcap=softcap, window=window)
-    assert got.dtype == dtype
+def test_attention(
+    data: Any, dtype: torch.dtype, softcap: float | None, window: int | None, scale: float, is_native: bool
+) -> None:
+    """By the kernel and by products of matrices."""
+    c, form = data.draw(steps(dtype)), paged_attention.Form(scale, window, softcap)
+    got = paged_attention.paged_attention(c.q, c.cache, c.queries, form, kernels() if is_native else Library())
+    want = attention(c, form)
+    assert got.dtype == dtype and got.shape == want.shape
     bound = max(ULP[dtype], 2**-16)  # scores of some tens are off by as many units in the last place of 1
+    if not is_native:
+        bound = max(8 * ULP[dtype], 2**-16)  # weights are rounded to the dtype, too
     assert ((got.double() - want).abs() <= bound * want.abs().clamp(min=0.5)).all()
 
 
 @given(data=st.data(), threads=st.integers(1, 3))
 def test_attention_depends_neither_on_neighbours_nor_on_threads(data: Any, threads: int) -> None:
-    drawn = data.draw(caches(torch.float32))
-    options = {"cache": drawn["cache"], "scale": 0.125, "softcap": None, "window": None}
+    c, form = data.draw(steps(torch.float32)), paged_attention.Form(0.125)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        together = row_attention.attend_rows(drawn["q"], rows=drawn["rows"], contexts=drawn["contexts"], **options)
+        together = paged_attention.paged_attention(c.q, c.cache, c.queries, form, kernels())
     finally:
         torch.set_num_threads(before)
-    for i in range(len(together)):
-        one = slice(i, i + 1)
-        alone = row_attention.attend_rows(
-            drawn["q"][one], rows=drawn["rows"][one], contexts=drawn["contexts"][one], **options
-        )
-        assert torch.equal(alone[0], together[i])
+    starts, contexts, tables = c.queries.starts, c.queries.contexts, c.queries.tables
+    for i in range(len(contexts)):
+        rows = slice(int(starts[i]), int(starts[i + 1]))
+        one = paged_attention.Queries(starts[i : i + 2] - starts[i], contexts[i : i + 1], tables[i : i + 1])
+        alone = paged_attention.paged_attention(c.q[rows], c.cache, one, form, kernels())
+        assert torch.equal(alone, together[rows])
 
 
-def test_what_is_no_number_spoils_its_own_sequence_alone() -> None:
+def test_a_nan_spoils_its_own_sequence_alone() -> None:
     q, (keys, values) = torch.randn(2, 2, 16), torch.randn(2, 2, 1, 50, 16)
     keys[0, 0, 49] = float("nan")
-    out = row_attention.attend_rows(
-        q, (keys, values), torch.tensor([0, 1]), torch.tensor([50, 50]), scale=0.2, softcap=None, window=None
-    )
+    tables, contexts = torch.tensor([[0], [1]], dtype=torch.int32), torch.tensor([50, 50], dtype=torch.int32)
+    queries = paged_attention.Queries(torch.tensor([0, 1, 2], dtype=torch.int32), contexts, tables)
+    out = paged_attention.paged_attention(q, (keys, values), queries, paged_attention.Form(0.2), kernels())
     assert out[0].isnan().all() and out[1].isfinite().all()
 
 
-@given(data=st.data(), dtype=dtypes)
-def test_rotation_and_write(data: Any, dtype: torch.dtype) -> None:
-    drawn = data.draw(caches(dtype))
-    keys, values = drawn["cache"]
-    num_kv_heads, capacity, d = keys.shape[1:]
-    count, num_heads = len(drawn["q"]), drawn["q"].shape[1]
-    half = data.draw(st.integers(1, d // 2))
+@given(
+    dtype=dtypes,
+    num_heads=st.sampled_from([1, 3, 8]),
+    num_kv_heads=st.integers(1, 3),
+    d=st.sampled_from([8, 24, 64, 128]),
+    block_size=st.sampled_from([1, 3, 16]),
+    count=st.integers(1, 40),
+    seed=st.integers(0, 2**31),
+)
+def test_rotation_and_write(
+    dtype: torch.dtype, num_heads: int, num_kv_heads: int, d: int, block_size: int, count: int, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    half = int(torch.randint(1, d // 2 + 1, ()))
     sizes = [num_heads * d, num_kv_heads * d, num_kv_heads * d]
     q, k, v = (x.view(count, -1, d) for x in torch.randn(count, sum(sizes)).to(dtype).split(sizes, dim=1))
-    rotation = torch.randn(count, 1, half), torch.randn(count, 1, half)
-    want = keys.clone(), values.clone()
-    at = drawn["contexts"]  # the place behind what is there
-    got = row_attention.write_rotated(q, k, v, rotation, drawn["rows"], at, drawn["cache"])
-    assert_close(got, attention_cpu._rotate(q, *rotation), floor=1.0)
-    for one, new in zip(want, (attention_cpu._rotate(k, *rotation), v), strict=True):
-        one[drawn["rows"], :, at] = new
-    for one, other in zip(drawn["cache"], want, strict=True):
-        assert torch.equal(one.isnan(), other.isnan()), "something else was written"
-        assert_close(one.nan_to_num(), other.nan_to_num(), floor=1.0)
+    table = torch.randn(50, half), torch.randn(50, half)
+    num_blocks = -(-count // block_size) + 2
+    slots = torch.randperm(num_blocks * block_size)[:count]
+    slots[torch.rand(count) < 0.2] = -1
+    places = rope_cache.Places(torch.randint(50, (count,)), slots)
+    got, want = (torch.full((2, num_blocks, num_kv_heads, block_size, d), float("nan"), dtype=dtype) for _ in "gw")
+    y, twin = torch.empty(2, *q.shape, dtype=dtype)
+    y = rope_cache.rotate_and_store(q, k, v, table, places, (got[0], got[1]), kernels())
+    rope_cache._twin(q, k, v, table, places, (want[0], want[1]), twin)
+    assert_close(y, twin, floor=1.0)
+    assert torch.equal(got.isnan(), want.isnan()), "something else was written"
+    assert_close(got.nan_to_num(), want.nan_to_num(), floor=1.0)
+
+
+@given(edit_logits.cases())
+def test_masks(c: edit_logits.Case) -> None:
+    edit_logits.check_mask(c, *edit_logits.run_mask(c, kernels()))
+
+
+@given(edit_logits.cases())
+def test_penalties(c: edit_logits.Case) -> None:
+    edit_logits.check_penalties(c, edit_logits.run_penalties(c, kernels()))
 
 
 @given(
@@ -208,12 +258,12 @@ def test_matvec(rows: int, outputs: int, inputs: int, has_bias: bool, seed: int)
     if blocks is None:  # oneDNN has chosen another layout for this size, or on this machine
         return
     x = wide[:, :inputs]
-    got = matvec.matvec(x, blocks, bias)
+    got = matvec.matvec(x, blocks, bias, kernels())
     want = x.double() @ weight.double().T + (0 if bias is None else bias.double())
     bound = 2**-8 * want.abs() + 2**-20 * (x.double().abs() @ weight.double().abs().T)  # half a unit; a float32 sum
     assert ((got.double() - want).abs() <= bound).all()
     for row, alone in zip(got, x, strict=True):
-        assert torch.equal(row, matvec.matvec(alone[None], blocks, bias)[0])
+        assert torch.equal(row, matvec.matvec(alone[None], blocks, bias, kernels())[0])
 
 
 @settings(max_examples=5 * settings().max_examples)
@@ -221,7 +271,7 @@ def test_matvec(rows: int, outputs: int, inputs: int, has_bias: bool, seed: int)
 def test_draw(batch: list[draws.Row], is_part: bool) -> None:
     logits, columns = draws.tensors(batch, is_part)
     before = logits.clone()
-    drawn = sample.sample(logits, columns)
+    drawn = sample.sample(logits, columns, kernels())
     assert torch.equal(logits, before)
     draws.check(batch, logits, columns, drawn, "kernel")
 
@@ -244,7 +294,7 @@ def test_greatest_of_a_row(
     nothing = torch.zeros(count, dtype=torch.int64)
     off = torch.ones(count, dtype=torch.float64)
     columns = sample.Rows(nothing + temperature, nothing, off, nothing * 0.0, nothing, nothing, nothing)
-    drawn = sample.sample(x, columns)
+    drawn = sample.sample(x, columns, kernels())
     torch.testing.assert_close(drawn.greatest, x.amax(-1), rtol=0, atol=0, equal_nan=True)
     for row, best, token in zip(x, drawn.greatest, drawn.tokens.tolist(), strict=True):
         assert 0 <= token < size
@@ -270,7 +320,7 @@ def test_filters_of_a_great_vocabulary(
     z = z if levels is None else (z * levels).round() / levels
     one = torch.ones(2, dtype=torch.int64)
     columns = sample.Rows(one.float(), one * top_k, one.double() * top_p, one * 0.0, one, one, one)
-    drawn = sample.sample(z, columns)
+    drawn = sample.sample(z, columns, kernels())
     want = sample._twin(z, columns)
     assert torch.equal(drawn.least, want.least)
     kept = z >= want.least[:, None]
@@ -300,12 +350,24 @@ def test_an_engine_that_uses_them_agrees_with_the_reference() -> None:
         )
         for i in range(10)
     ]
-    engine = llama_optimized(max_num_seqs=4, max_num_batched_tokens=40, block_size=4, enforce_eager=False)
+    config = msgspec.structs.replace(
+        llama_config(), scheduler=SchedulerOptions(max_num_seqs=4, max_num_batched_tokens=40, block_size=4)
+    )
+    engine = OptimizedEngine(config)
     answers = run(engine, requests)
     engine.close()
-    for request in requests:
-        want = run(llama_reference(), [request])[request.request_id]
-        assert_same(llama_reference(), request, answers[request.request_id], want)
+    assert_as_reference(requests, answers)
+
+
+def test_eager_engines_and_others_share_a_process() -> None:
+    """One engine's wish for no kernels is no other's."""
+    libraries = []
+    for enforce_eager in (False, True, False):
+        config = msgspec.structs.replace(llama_config(), scheduler=SchedulerOptions(enforce_eager=enforce_eager))
+        engine = OptimizedEngine(config)
+        assert isinstance(engine.runner, LocalRunner)
+        libraries.append(engine.runner.library)
+    assert [library.is_loaded for library in libraries] == [True, False, True]
 
 
 def test_planted_bugs_are_found() -> None:
@@ -318,17 +380,17 @@ def test_planted_bugs_are_found() -> None:
 @pytest.fixture
 def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    native.forget()
     return tmp_path / "tandem"
 
 
 def test_what_was_built_is_found_again(empty_cache: Path) -> None:
-    first = native.Build()
+    first, second = Library(), Library()
+    build = native.Build(first)
     assert not first.is_loaded
-    first.run()
+    build.run()
     assert first.is_loaded and [path.suffix for path in empty_cache.iterdir()] == [".so"]
-    native.forget()
-    assert native.Build().is_loaded and row_attention.is_ready(torch.bfloat16)
+    native.Build(second)
+    assert second.is_loaded
 
 
 def test_where_nothing_can_build_them_twins_run(
@@ -338,36 +400,83 @@ def test_where_nothing_can_build_them_twins_run(
     broken.write_text("#!/bin/sh\necho 'error: no headers' >&2\nexit 1\n")
     broken.chmod(0o755)
     monkeypatch.setenv("CXX", str(broken))
-    build = native.Build()
-    build.run()
-    assert not build.is_loaded and "no headers" in caplog.text
+    library = Library()
+    native.Build(library).run()
+    assert not library.is_loaded and "no headers" in caplog.text
     assert not list(empty_cache.iterdir()), "something was left behind"
-    assert not row_attention.is_ready(torch.float32)
 
 
 def test_a_user_without_a_home_has_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setattr(Path, "home", mock.Mock(side_effect=RuntimeError("Could not determine home directory.")))
-    native.forget()
-    build = native.Build()
-    build.run()
-    assert build.is_loaded and row_attention.is_ready(torch.float32)
+    library = Library()
+    native.Build(library).run()
+    assert library.is_loaded
 
 
 def test_a_damaged_library_is_not_used(empty_cache: Path, caplog: pytest.LogCaptureFixture) -> None:
-    build = native.Build()
+    library = Library()
+    build = native.Build(library)
     build._path.parent.mkdir()
     build._path.write_bytes(b"no library")
-    again = native.Build()
-    assert not again.is_loaded and "cannot be loaded" in caplog.text and not row_attention.is_ready(torch.float32)
+    again = native.Build(library)
+    assert not library.is_loaded and "cannot be loaded" in caplog.text
     again.run()
-    assert again.is_loaded, "it is built anew"
+    assert library.is_loaded, "it is built anew"
 
 
-def test_closing_ends_a_build_and_nothing_is_loaded_later(empty_cache: Path) -> None:
-    build = native.Build()
+SLOW_COMPILER = """#!/bin/sh
+echo $$ > {pids}
+sleep 60 &
+echo $! >> {pids}
+wait
+"""
+
+
+@pytest.fixture
+def slow_compiler(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A compiler that notes its process and its child's, and does nothing for a minute."""
+    compiler, pids = empty_cache.parent / "compiler", empty_cache.parent / "pids"
+    compiler.write_text(SLOW_COMPILER.format(pids=pids))
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    return pids
+
+
+def compilers(pids: Path) -> list[int]:
+    """Its processes, when they have started."""
+    for _ in range(200):
+        if pids.exists() and len(found := pids.read_text().split()) == 2:
+            return list(map(int, found))
+        time.sleep(0.05)
+    raise AssertionError("the compiler has not started")
+
+
+def assert_gone(processes: list[int], directory: Path) -> None:
+    """Within seconds, and nothing is left of them."""
+    for _ in range(100):
+        if not any(psutil.pid_exists(pid) for pid in processes) and not list(directory.iterdir()):
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"left: {processes}, {list(directory.iterdir())}")
+
+
+def test_closing_ends_a_build_and_nothing_is_loaded_later(slow_compiler: Path, empty_cache: Path) -> None:
+    library = Library()
+    build = native.Build(library)
     thread = threading.Thread(target=build.run)
     thread.start()
+    processes = compilers(slow_compiler)
     build.close()
     thread.join(timeout=10)
-    assert not thread.is_alive() and not build.is_loaded and not row_attention.is_ready(torch.float32)
+    assert not thread.is_alive() and not library.is_loaded
+    assert_gone(processes, empty_cache)
+
+
+def test_a_killed_process_leaves_no_compiler_and_no_files(slow_compiler: Path, empty_cache: Path) -> None:
+    code = "from optimized.kernels.native import Build, Library; Build(Library()).run()"
+    process = subprocess.Popen([sys.executable, "-c", code])
+    processes = compilers(slow_compiler)
+    process.kill()
+    process.wait()
+    assert_gone(processes, empty_cache)

@@ -31,13 +31,13 @@ def with_limits(model: EngineConfig, **limits: Any) -> EngineConfig:
 
 def on_gpu(patch: pytest.MonkeyPatch, config: EngineConfig, free: int, total: int) -> Budget:
     patch.setattr(torch.cuda, "mem_get_info", lambda device: (free, total))
-    return budget(config, GPU, stores_twice=False)
+    return budget(config, GPU)
 
 
 def test_the_cache_is_what_the_requests_can_use(model: EngineConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     config = with_limits(model, max_num_seqs=3)
     blocks = 3 * 512 // 16
-    assert budget(config, CPU, stores_twice=True) == Budget(blocks, 2 * TOKEN_BYTES, 16)
+    assert budget(config, CPU) == Budget(blocks, TOKEN_BYTES, 16)
     assert on_gpu(monkeypatch, config, 79 * GIB, 80 * GIB) == Budget(blocks, TOKEN_BYTES, 16)
 
 
@@ -55,7 +55,7 @@ def test_or_what_fits_into_the_share_of_the_gpu(
 def test_a_size_that_is_given_is_taken(model: EngineConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     config = with_limits(model, kv_cache_memory_bytes=10 * 16 * TOKEN_BYTES)
     assert on_gpu(monkeypatch, config, 7 * GIB, 8 * GIB).num_blocks == 10
-    assert budget(config, CPU, stores_twice=True).num_blocks == 5
+    assert budget(config, CPU).num_blocks == 10
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_what_does_not_fit_says_what_would(
 
 def test_a_share_of_a_gpu_is_refused_without_one(model: EngineConfig) -> None:
     with pytest.raises(ConfigError) as refusal:
-        budget(with_limits(model, gpu_memory_utilization=0.9), CPU, stores_twice=True)
+        budget(with_limits(model, gpu_memory_utilization=0.9), CPU)
     assert refusal.value.option == "--gpu-memory-utilization"
 
 

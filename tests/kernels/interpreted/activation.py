@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optimized.kernels import activation as op
+from optimized.kernels.native import Library
 from tandem.models.model_config import Activation
 from tests.kernels.interpreted.checks import assert_close, dtypes, kernel_and_twin
 
@@ -34,5 +35,5 @@ def test_worst_row(
         oracle = gate * 0.5 * torch.special.erfc(-gate / math.sqrt(2)) * up
     else:
         oracle = 0.5 * gate * (1 + torch.tanh(math.sqrt(2 / math.pi) * (gate + 0.044715 * gate**3))) * up
-    for y, what in zip(kernel_and_twin(op, lambda: op.gated(x, name)), ("kernel", "twin"), strict=True):
+    for y, what in zip(kernel_and_twin(op, lambda: op.gated(x, name, Library())), ("kernel", "twin"), strict=True):
         assert_close(y, oracle, what)

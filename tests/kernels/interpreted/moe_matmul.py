@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optimized.kernels import moe_matmul as op
+from optimized.kernels.native import Library
 from tests.kernels.interpreted.checks import assert_close, dtypes, kernel_and_twin
 
 
@@ -49,7 +50,7 @@ def test_worst_row(
             oracle[t] += weight * (down[expert].double() @ (F.silu(gate) * up))
     # the kernels of the activation are in a module of their own, which has its own test
     with mock.patch.object(op.activations, "use_triton", lambda x: False):
-        results = kernel_and_twin(op, lambda: op.experts(x, gate_up, down, chosen, share, "silu"))
+        results = kernel_and_twin(op, lambda: op.experts(x, gate_up, down, chosen, share, "silu", Library()))
     for y, what in zip(results, ("kernel", "twin"), strict=True):
         assert_close(y, oracle, what)
 

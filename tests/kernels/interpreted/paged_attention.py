@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optimized.kernels import paged_attention as op
+from optimized.kernels.native import Library
 from tests.kernels.interpreted.checks import assert_close, dtypes, kernel_and_twin
 
 
@@ -91,30 +92,20 @@ def check(c: Case, num_apart: int = 0) -> None:
     keys, values = ([torch.randn(n, c.num_kv_heads, c.head_size).to(c.dtype) for n in contexts] for _ in "kv")
     k_cache, v_cache, tables = fill_cache(c, keys, values)
 
-    def call() -> torch.Tensor:
-        if not num_apart:
-            return launch(lengths, q, None, c.is_split)
-        o = torch.full(q.shape, float("nan"), dtype=q.dtype)
-        launch([1] * num_apart, q[:num_apart], o[:num_apart], c.is_split)
-        return launch([0] * num_apart + lengths[num_apart:], q, o, False)
-
-    def launch(query_lens: list[int], q: torch.Tensor, o: torch.Tensor | None, is_split: bool) -> torch.Tensor:
+    def launch(query_lens: list[int], is_split: bool) -> op.Launch:
         blocks = op.query_blocks(query_lens, c.group)
         blocks = op.query_blocks(query_lens, c.group, size=len(blocks.table) + c.unused)
-        return op.paged_attention(
-            q,
-            k_cache,
-            v_cache,
-            query_starts=torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()], dtype=torch.int32),
-            context_lens=torch.tensor(contexts, dtype=torch.int32),
-            block_tables=tables,
-            blocks=blocks,
-            scale=scale,
-            window=c.window,
-            softcap=c.softcap,
-            num_splits=max(2, -(-max(contexts) // 64)) if is_split else 1,
-            out=o,
-        )
+        return op.Launch(blocks, sum(query_lens), max(2, -(-max(contexts) // 64)) if is_split else 1)
+
+    def call() -> torch.Tensor:
+        if num_apart:
+            chunks = launch([0] * num_apart + lengths[num_apart:], False)
+            launches = (launch([1] * num_apart, c.is_split), chunks._replace(num_tokens=sum(lengths)))
+        else:
+            launches = (launch(lengths, c.is_split),)
+        starts = torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()], dtype=torch.int32)
+        queries = op.Queries(starts, torch.tensor(contexts, dtype=torch.int32), tables, launches)
+        return op.paged_attention(q, (k_cache, v_cache), queries, op.Form(scale, c.window, c.softcap), Library())
 
     with mock.patch.object(op, "SPLIT_SIZE", 64):
         results = kernel_and_twin(op, call)
@@ -129,7 +120,7 @@ def fill_cache(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Blocks in random order. Whatever no token of the step sees is NaN, behind the context or before the window."""
     counts = [-(-len(k) // c.block_size) for k in keys]
-    shape = (sum(counts) + 2, c.block_size, c.num_kv_heads, c.head_size)
+    shape = (sum(counts) + 2, c.num_kv_heads, c.block_size, c.head_size)
     both = torch.full((shape[0], 2, *shape[1:]) if c.joint else (2, *shape), float("nan"), dtype=c.dtype)
     k_cache, v_cache = (both[:, 0], both[:, 1]) if c.joint else (both[0], both[1])
     free = torch.randperm(shape[0]).tolist()
@@ -141,8 +132,8 @@ def fill_cache(
             block = free.pop()
             tables[i, start // c.block_size] = block
             begin, end = max(first, start), min(context, start + c.block_size)
-            k_cache[block, begin - start : end - start] = k[begin:end]
-            v_cache[block, begin - start : end - start] = v[begin:end]
+            k_cache[block, :, begin - start : end - start] = k[begin:end].transpose(0, 1)
+            v_cache[block, :, begin - start : end - start] = v[begin:end].transpose(0, 1)
     return k_cache, v_cache, tables
 
 

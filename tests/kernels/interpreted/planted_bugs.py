@@ -14,7 +14,15 @@ from unittest import mock
 import pytest
 
 from optimized import kernels
-from tests.kernels.interpreted import activation, moe_matmul, paged_attention, rms_norm, rope_cache, sample
+from tests.kernels.interpreted import (
+    activation,
+    edit_logits,
+    moe_matmul,
+    paged_attention,
+    rms_norm,
+    rope_cache,
+    sample,
+)
 
 TESTS: dict[str, list[Callable[[], None]]] = {
     "paged_attention": [
@@ -27,8 +35,9 @@ TESTS: dict[str, list[Callable[[], None]]] = {
     "activation": [partial(activation.test_worst_row, name) for name in ("silu", "gelu_tanh")],
     "sample": [sample.test_each_row_is_the_definition],
     "moe_matmul": [moe_matmul.test_worst_row],
+    "edit_logits": [edit_logits.test_masks_are_the_definition, edit_logits.test_penalties_are_the_definition],
 }
-MODULES = (activation, moe_matmul, paged_attention, rms_norm, rope_cache, sample)
+MODULES = (activation, edit_logits, moe_matmul, paged_attention, rms_norm, rope_cache, sample)
 BUGS = {
     "causal mask off by one": ("paged_attention", "i_key[None, :] <= i_position", "i_key[None, :] <= 1 + i_position"),
     "window off by one": ("paged_attention", "- i_key[None, :] < WINDOW)", "- i_key[None, :] <= WINDOW)"),
@@ -71,6 +80,11 @@ BUGS = {
         "i_row < tl.load(p_starts + i_expert + 1)",
         "i_row + 1 < tl.load(p_starts + i_expert + 1)",
     ),
+    "bits of the row beside": ("edit_logits", "p_bits + i_slot * stride_bits", "p_bits + i_row * stride_bits"),
+    "bits the other way round": ("edit_logits", "b_word >> (i_v % 32)", "b_word >> (31 - i_v % 32)"),
+    "prompt not repeated": ("edit_logits", "m_v & (b_count != 0)", "m_v & (b_count & 0x3FFFFFFF != 0)"),
+    "presence for each": ("edit_logits", "b_z - b_taken", "b_z - b_taken * b_count.to(tl.float32)"),
+    "negative logits divided": ("edit_logits", "b_z * repetition)", "tl.div_rn(b_z, repetition))"),
     "tail of k not masked": ("moe_matmul", "m_k = o_start + o_k < k", "m_k = o_start + o_k < k - 1"),
 }
 

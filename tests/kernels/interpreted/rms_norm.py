@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optimized.kernels import rms_norm as op
+from optimized.kernels.native import Library
 from tests.kernels.interpreted.checks import assert_close, dtypes, kernel_and_twin
 
 
@@ -38,8 +39,10 @@ def test_worst_row(
 
     def call() -> tuple[torch.Tensor, torch.Tensor]:
         if added_scale is None:
-            return op.rms_norm(x, weight, eps, late_rounding=late_rounding)
-        return op.rms_norm(x, weight, eps, late_rounding=late_rounding, added=added, added_scale=added_scale)
+            return op.rms_norm(x, weight, eps, Library(), late_rounding=late_rounding)
+        return op.rms_norm(
+            x, weight, eps, Library(), late_rounding=late_rounding, added=added, added_scale=added_scale
+        )
 
     total = x.double() if added_scale is None else x.double() + (added.double() * added_scale)
     for (y, s), what in zip(kernel_and_twin(op, call), ("kernel", "twin"), strict=True):

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optimized.kernels import rope_cache as op
+from optimized.kernels.native import Library
 from tests.kernels.interpreted.checks import assert_close, dtypes, kernel_and_twin
 
 
@@ -42,13 +43,13 @@ def test_worst_row(
     num_blocks = -(-num_tokens // block_size) + 2
     slots = torch.randperm(num_blocks * block_size)[:num_tokens]
     slots[torch.rand(num_tokens) < 0.2] = -1
-    shape = (num_blocks, block_size, num_kv_heads, head_size)
+    shape = (num_blocks, num_kv_heads, block_size, head_size)
 
     def call() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         both = torch.full((num_blocks, 2, *shape[1:]) if joint else (2, *shape), float("nan"), dtype=dtype)
         keys, values = (both[:, 0], both[:, 1]) if joint else (both[0], both[1])
-        y = op.rotate_and_store(q, k, v, cos, sin, positions, keys, values, slots)
-        return y, keys.flatten(0, 1), values.flatten(0, 1)
+        y = op.rotate_and_store(q, k, v, (cos, sin), op.Places(positions, slots), (keys, values), Library())
+        return y, *(x.transpose(1, 2).flatten(0, 1) for x in (keys, values))
 
     stored = slots >= 0
     at = slots[stored]

@@ -9,6 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from optimized.kernels import sample as op
+from optimized.kernels.native import Library
 from tests.kernels.draws import Row, batches, check, tensors
 from tests.kernels.interpreted.checks import kernel_and_twin
 
@@ -27,7 +28,7 @@ def test_each_row_is_the_definition(batch: list[Row], piece: int, ordered: int, 
     logits, rows = tensors(batch, is_part)
     before = logits.clone()
     with mock.patch.multiple(op, _PIECE=piece, _ORDERED=ordered):
-        kernel, twin = kernel_and_twin(op, lambda: op.sample(logits, rows))
+        kernel, twin = kernel_and_twin(op, lambda: op.sample(logits, rows, Library()))
     assert torch.equal(logits, before)
     check(batch, logits, rows, kernel, "kernel")
     check(batch, logits, rows, twin, "twin")
@@ -47,5 +48,5 @@ def test_a_row_of_no_numbers_gets_a_token_of_the_vocabulary(
     row = [odd if is_all or i == vocab // 2 else float(i % 5) for i in range(vocab)]
     logits, rows = tensors([Row(row, temperature, 0, top_p, 0.0, 1, 0, 0)] * 2)
     with mock.patch.multiple(op, _PIECE=64):
-        for drawn in kernel_and_twin(op, lambda: op.sample(logits, rows)):
+        for drawn in kernel_and_twin(op, lambda: op.sample(logits, rows, Library())):
             assert ((drawn.tokens >= 0) & (drawn.tokens < vocab)).all()

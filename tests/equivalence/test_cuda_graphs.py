@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 import torch
 
-from optimized.runner.batch import Batch, Fill
-from optimized.runner.cuda_graphs import batch_sizes
+from optimized.runner.batch import Batch, nothing
+from optimized.runner.cuda_graphs import DecodeGraphs, PutTaken, batch_sizes
+from optimized.runner.local import LocalRunner
 from tandem.engine import EngineRequest
 from tandem.sampling_params import SamplingParams
-from tests.equivalence.helpers import pair, run
-from tests.paged.helpers import as_on_a_gpu, paged_llama, poison
+from tests.equivalence.answers import run
+from tests.equivalence.helpers import llama_optimized, pair, poison
 from tests.reference.families import VOCAB, build
 
 SIZES: dict[str, Any] = {
@@ -38,35 +39,37 @@ def test_sizes_rise_to_the_most_there_can_be(most: int, sizes: list[int]) -> Non
 @pytest.mark.parametrize("family", ["llama", "mistral", "mixtral"])
 def test_padded_decodes_have_the_same_hidden_states(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     more: dict[str, Any] = {} if family == "llama" else {"sliding_window": 9}
-    _, _, engine = pair(build(family, SIZES | more, seed=3), max_num_seqs=11, block_size=4)
-    poison(as_on_a_gpu(engine))
+    _, _, engine = pair(build(family, SIZES | more, seed=3), kind="gpu", max_num_seqs=11, block_size=4)
+    runner = engine.runner
+    assert isinstance(runner, LocalRunner)
+    poison(engine)
     counts: set[int] = set()
+    captured = DecodeGraphs.forward
 
-    def forward(batch: Batch, fill: Fill | None) -> torch.Tensor:
-        alone = engine._run(batch, engine.cache, fill)
-        assert engine._graphs is not None
-        x = engine._graphs.forward(batch, fill)
-        assert (x is None) == bool(batch.prefills)
+    def forward(self: DecodeGraphs, batch: Batch, put_taken: PutTaken) -> torch.Tensor | None:
+        x = captured(self, batch, put_taken)
+        assert (x is None) != batch.is_decode
         if x is not None:
             counts.add(batch.num_tokens)
+            alone = runner._run(batch, runner.cache.lay_out(batch, runner.rows.tables), runner.cache)
             torch.testing.assert_close(x, alone, rtol=1e-5, atol=1e-5)
-        return alone
+        return x
 
-    monkeypatch.setattr(engine, "_forward", forward)
+    monkeypatch.setattr(DecodeGraphs, "forward", forward)
     run(engine, [request(i, 3 + 2 * i, 3 * (i + 1)) for i in range(11)])
     assert counts == set(range(1, 12))
 
 
 def test_rows_that_fill_up_write_nowhere() -> None:
-    engine = paged_llama(max_num_seqs=8, block_size=4)
+    engine = llama_optimized("gpu", max_num_seqs=8, block_size=4)
     run(engine, [request(0, 5, 3)])
     poison(engine)
-    before = [x.clone() for layer in engine.cache.layers for x in layer]
-    nothing = torch.zeros(0, dtype=torch.int64)
+    runner = engine.runner
+    assert isinstance(runner, LocalRunner) and runner._graphs is not None
+    before = [x.clone() for layer in runner.cache.layers for x in layer]
     with torch.inference_mode():
-        assert engine._graphs is not None
-        assert engine._graphs.forward(Batch(nothing, nothing, nothing, [], [], [], []), None) is not None
-    after = [x for layer in engine.cache.layers for x in layer]
+        assert runner._graphs.forward(nothing(), runner._put_taken) is not None
+    after = [x for layer in runner.cache.layers for x in layer]
     assert all(
         torch.equal(a, b) for a, b in zip(map(torch.nan_to_num, after), map(torch.nan_to_num, before), strict=True)
     )
