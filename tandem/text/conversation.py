@@ -7,20 +7,28 @@ from typing import Any
 
 from tandem.errors import RequestError
 from tandem.text.chat_template import ChatTemplate, Message
+from tandem.text.special_tokens import SpecialTokenEscaper
 from tandem.text.tokenizer import Tokenizer
 
 
 class ConversationEncoder:
     """Encodes conversations for one model. Its methods may be called from any thread, and take as long as they take.
 
+    Special tokens are what the template writes. Those that stand in messages, tools, documents or variables are text
+    that somebody has typed, and are encoded as such: nobody can forge a turn.
+
     Args:
         tokenizer: the model's.
         template: the model's or the server's; None if there is none.
+        allow_special_tokens: those in the conversation count, too.
     """
 
-    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate | None) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, template: ChatTemplate | None, *, allow_special_tokens: bool = False
+    ) -> None:
         self._tokenizer = tokenizer
         self._template = template
+        self._escaper = None if allow_special_tokens else SpecialTokenEscaper(tokenizer.special_token_texts)
 
     def encode(
         self,
@@ -47,6 +55,15 @@ class ConversationEncoder:
         chosen = template or self._template
         if chosen is None:
             raise RequestError("this model has no chat template", "messages", "unsupported_parameter")
+        has_breaks = False
+
+        def escape(text: str) -> str:
+            nonlocal has_breaks
+            assert self._escaper is not None
+            escaped = self._escaper.escape(text)
+            has_breaks |= escaped is not text
+            return escaped
+
         text = chosen.render(
             messages,
             tools=tools,
@@ -54,5 +71,8 @@ class ConversationEncoder:
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
             variables=variables,
+            rewrite=None if self._escaper is None else escape,
         )
+        if has_breaks or (self._escaper is not None and self._tokenizer.normalizes_special_tokens):
+            return self._tokenizer.encode_escaped(text, add_special_tokens)
         return self._tokenizer.encode(text, add_special_tokens)
