@@ -26,8 +26,8 @@ def add_command(commands: Any) -> None:
     """Register ``bench`` and its two measurements."""
     parser = commands.add_parser("bench", help="measure an engine without a server")
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="throughput|latency")
-    throughput = kinds.add_parser("throughput", help="all prompts at once: tokens in a second", allow_abbrev=False)
-    latency = kinds.add_parser("latency", help="one batch, again and again: seconds", allow_abbrev=False)
+    throughput = kinds.add_parser("throughput", help="all prompts at once: tokens in a second")
+    latency = kinds.add_parser("latency", help="one batch, again and again: seconds")
     for kind in (throughput, latency):
         add_model_options(kind)
         add_scheduler_options(kind)
