@@ -100,11 +100,11 @@ class ModelOptions(SchedulerOptions, frozen=True, kw_only=True):
         backend: a name of the registry, or ``auto``.
         dtype: of weights and activations; ``auto`` takes the checkpoint's.
         max_model_len: a number, ``8k``, or ``auto`` for the model's own limit.
-        load_format: ``auto`` and ``safetensors`` read weights; ``dummy`` draws random ones.
+        load_format: ``auto`` and ``safetensors`` read weights; ``dummy`` generates random ones.
         hf_overrides: replaces keys of the model's ``config.json`` (nested objects are merged).
         generation_config: ``auto`` takes sampling defaults from the model; ``vllm`` or ``none`` takes none; else a
             directory.
-        seed: of dummy weights, and of the seeds drawn for requests that bring none.
+        seed: of dummy weights, and of the seeds generated for requests that bring none.
         max_logprobs: how many log-probabilities a request may ask for; -1 for no limit.
         logprobs_mode: see the definition in ``SamplingParams``.
         trust_remote_code: accepted as False only: Tandem runs no code from checkpoints.

@@ -44,7 +44,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
        With temperature 0, steps 4's filters and the noise are skipped: plain argmax, the lowest id winning ties
        (``processed_logprobs`` are then those of step 3's logits).
 
-    The log-probabilities of the prompt are raw in both modes: nothing was drawn there. A token that ends the answer
+    The log-probabilities of the prompt are raw in both modes: nothing was sampled there. A token that ends the answer
     both as end of sequence and as stop token counts as end of sequence.
 
     Philox is defined in Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011).
@@ -57,7 +57,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         min_p: in [0, 1]; 0 is off.
         repetition_penalty: in [0.01, 100]; 1 is off.
         frequency_penalty, presence_penalty: in [-2, 2]; 0 is off.
-        seed: any integer, taken modulo 2**64; None draws a fresh one for each request.
+        seed: any integer, taken modulo 2**64; None generates one for each request.
         max_tokens: at most so many output tokens; None means as many as the context holds.
         min_tokens: no end of sequence, stop token or stop string before so many output tokens.
         ignore_eos: the model's end-of-sequence tokens are ordinary tokens.

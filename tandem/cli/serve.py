@@ -49,7 +49,12 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         metavar="SOURCE",
         help="sampling defaults: auto (the model's), none, or a directory (default: auto)",
     )
-    add("--seed", type=int, default=0, help="of the seeds drawn for requests without one (default: 0)")
+    add(
+        "--seed",
+        type=int,
+        default=0,
+        help="of dummy weights, and of seeds generated for requests without one (default: 0)",
+    )
     add("--max-logprobs", type=int, default=20, metavar="N", help="a request's limit; -1 for none (default: 20)")
     add("--logprobs-mode", default="raw_logprobs", metavar="MODE", help=", ".join(LOGPROBS_MODES))
     add("--trust-remote-code", action=ON_OR_OFF, default=False, help="refused: no code of a checkpoint is ever run")
@@ -185,7 +190,7 @@ def _add_server_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Serve until told to stop."""
+    """Serve until a signal ends the server."""
     config = server_config(arguments)
     from server.run import serve  # after the options, so that a wrong one is refused at once
 

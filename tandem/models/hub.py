@@ -74,7 +74,7 @@ def read_json(file: Path) -> dict[str, Any] | None:
 def locate(model: str, revision: str | None, download_dir: str | None) -> ModelFiles:
     """Find a model by directory or hub id and make its configuration and tokenizer files local.
 
-    The switches of ``huggingface_hub`` (``HF_HUB_OFFLINE``, ``HF_HOME``, ``HF_TOKEN``, …) are honoured.
+    The switches of ``huggingface_hub`` (``HF_HUB_OFFLINE``, ``HF_HOME``, ``HF_TOKEN``, …) apply.
 
     Raises:
         CheckpointError: there is no such directory, and the hub does not have it or cannot be reached.

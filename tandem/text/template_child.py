@@ -54,6 +54,8 @@ def main() -> None:
     memory_bytes = int(sys.argv[1])
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    memory_bytes = memory_bytes if hard == resource.RLIM_INFINITY else min(memory_bytes, hard)
     resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
     with socket.socket(fileno=0) as connection, connection.makefile("rb") as jobs:
         _send(connection, b"")

@@ -26,7 +26,6 @@ from tandem.errors import RequestError, TandemError
 CHILD = Path(__file__).with_name("template_child.py")
 LENGTH = struct.Struct(">I")
 START_SECONDS = 60.0  # a machine may be busy; usually it takes a tenth of one
-MAX_FRAME_BYTES = 2**31
 MIB = 2**20
 # what an interpreter may need; the rest, keys and tokens among it, is nothing that a template should be near
 KEPT_ENVIRONMENT = ("PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "TZ")
@@ -94,6 +93,8 @@ class TemplateProcesses:
         except (TypeError, ValueError, OverflowError, RecursionError) as error:
             reason = "it is nested too deeply" if isinstance(error, RecursionError) else _first_line(error)
             raise RequestError(f"the conversation cannot be written as JSON: {reason}", "messages") from error
+        if len(frame) > self.memory_bytes:
+            raise self._refusal("memory")
         reply = self._exchange(frame)
         if reply.error is not None:
             raise self._refusal(reply.error, reply.reason)

@@ -15,7 +15,7 @@ from typing import Any
 
 from tokenizers import Tokenizer as FastTokenizer
 
-from tandem.errors import CheckpointError
+from tandem.errors import CheckpointError, RequestError
 from tandem.models.hub import read_json
 from tandem.text.byte_level import BYTE_OF_CHARACTER
 from tandem.text.chat_template import read_template
@@ -41,6 +41,8 @@ class Tokenizer:
         eos_token_id: end of sequence, or None if the tokenizer names none.
         special_tokens: ``bos_token``, ``eos_token`` … as text, for chat templates.
         chat_template: the checkpoint's template, or None.
+        special_token_texts: how special tokens are written, those that ``tokenizer_config.json`` alone calls special
+            among them.
         normalizes_special_tokens: some are looked for in normalized text, where other spellings of them match.
     """
 
@@ -54,9 +56,13 @@ class Tokenizer:
         self.eos_token_id: int | None = None if eos is None else fast.token_to_id(eos)
         self._added = fast.get_added_tokens_decoder()
         self._special = frozenset(i for i, token in self._added.items() if token.special)
+        named = {*self.special_tokens.values(), *_additional_special_tokens(config)}
+        self.special_token_texts = frozenset(
+            str(token.content) for token in self._added.values() if token.special or token.content in named
+        )
         spec = json.loads(fast.to_str())
         self.normalizes_special_tokens = spec["normalizer"] is not None and any(
-            token["special"] and token["normalized"] for token in spec["added_tokens"]
+            token["content"] in self.special_token_texts and token["normalized"] for token in spec["added_tokens"]
         )
         self._longest_token = longest_token(spec, fast.get_vocab())
         self._is_byte_level = _decodes_byte_level(spec["decoder"])
@@ -83,11 +89,6 @@ class Tokenizer:
         return self._special
 
     @property
-    def special_token_texts(self) -> frozenset[str]:
-        """How they are written."""
-        return frozenset(str(self._added[i].content) for i in self._special)
-
-    @property
     def added_token_ids(self) -> frozenset[int]:
         """Special tokens and those added as whole words."""
         return frozenset(self._added)
@@ -100,7 +101,11 @@ class Tokenizer:
         return math.ceil(num_bytes / self._longest_token)
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of ``text``; with the tokenizer's own frame, such as a leading BOS, if asked."""
+        """Token ids of ``text``; with the tokenizer's own frame, such as a leading BOS, if asked.
+
+        Raises:
+            RequestError: it is no valid Unicode.
+        """
         return _encode(self._fast, text, add_special_tokens)
 
     def encode_escaped(self, text: str, add_special_tokens: bool = True) -> list[int]:
@@ -143,7 +148,7 @@ class Tokenizer:
         """
         spec = json.loads(self._fast.to_str())
         for token in spec["added_tokens"]:
-            token["normalized"] &= not token["special"]
+            token["normalized"] &= token["content"] not in self.special_token_texts
         removals = [{"type": "Replace", "pattern": {"String": s}, "content": ""} for s in (BREAK, ESCAPED_BREAK)]
         normalizers = [*removals, *([spec["normalizer"]] if spec["normalizer"] else [])]
         spec["normalizer"] = {"type": "Sequence", "normalizers": normalizers}
@@ -152,7 +157,10 @@ class Tokenizer:
 
 def _encode(fast: FastTokenizer, text: str, add_special_tokens: bool) -> list[int]:
     # unlike ``encode`` this lets other threads run meanwhile, and keeps no offsets
-    (encoding,) = fast.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+    try:
+        (encoding,) = fast.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+    except TypeError as error:
+        raise RequestError("a text must be a string without lone surrogates") from error
     return list(encoding.ids)
 
 
@@ -203,6 +211,18 @@ def _special_tokens(config: dict[str, Any]) -> dict[str, str]:
             elif role in SPECIAL_ROLES and value is not None:
                 raise CheckpointError(f"tokenizer_config.json: {role} must be a string or an object with a content")
     return tokens
+
+
+def _additional_special_tokens(config: dict[str, Any]) -> set[str]:
+    """Those without a role of their own."""
+    listed = [config.get(key) for key in ("additional_special_tokens", "extra_special_tokens")]
+    values = [value for values in listed if isinstance(values, (list, dict)) for value in _values(values)]
+    contents = [value.get("content") if isinstance(value, dict) else value for value in values]
+    return {content for content in contents if isinstance(content, str)}
+
+
+def _values(collection: list[Any] | dict[str, Any]) -> list[Any]:
+    return list(collection.values()) if isinstance(collection, dict) else collection
 
 
 def _chat_template(path: Path, config: dict[str, Any]) -> str | None:

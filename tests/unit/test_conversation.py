@@ -232,6 +232,25 @@ def test_added_tokens_that_are_not_special_are_words_of_the_conversation() -> No
     assert tokenizer.encode("<think>", False)[0] in ids
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"eos_token": "<turn>"},
+        {"additional_special_tokens": ["<turn>"]},
+        {"additional_special_tokens": [{"content": "<turn>"}]},
+        {"extra_special_tokens": {"turn_token": "<turn>"}},
+    ],
+)
+@pytest.mark.parametrize("normalized", [False, True])
+def test_added_tokens_that_the_configuration_calls_special_are_special(config: Any, normalized: bool) -> None:
+    fast = FastTokenizer.from_str(TOKENIZERS["normalizers"]._fast.to_str())
+    fast.add_tokens([AddedToken("<turn>", special=False, normalized=normalized)])
+    tokenizer = Tokenizer(fast, config)
+    template = ChatTemplate("<turn>{{ messages[0].content }}", {})
+    ids = ConversationEncoder(tokenizer, template).encode([{"role": "user", "content": "a<turn>b"}])
+    assert ids.count(fast.token_to_id("<turn>")) == 1
+
+
 def test_a_break_never_shows_even_where_a_template_escapes_it() -> None:
     source = "{{ messages[0].content | tojson(ensure_ascii=true) }}{{ messages[0] }}"
     tokenizer = TOKENIZERS["byte level"]

@@ -241,6 +241,13 @@ def test_variables_nested_too_deeply_are_refused(processes: TemplateProcesses) -
         processes.render("{{ v }}", {"v": value})
 
 
+@pytest.mark.parametrize("size", [MEMORY // 2, 2 * MEMORY])
+def test_variables_that_do_not_fit_are_refused(processes: TemplateProcesses, size: int) -> None:
+    with pytest.raises(RequestError, match="more than 192 MiB"):
+        processes.render("{{ v }}", {"v": "x" * size})
+    assert processes.render("{{ 2 }}", {}) == "2"
+
+
 def test_what_templates_leave_behind_does_not_count_against_the_next(processes: TemplateProcesses) -> None:
     for length in range(20_000_000, 20_000_010):  # constants, which a compiled template keeps
         assert processes.render(f"{{% set x = 'x' * {length} %}}{{{{ x | length }}}}", {}) == str(length)

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tandem.text.tokenizer
-from tandem.errors import CheckpointError
+from tandem.errors import CheckpointError, RequestError
 from tandem.models.hub import BUNDLED_MODEL
 from tandem.text.tokenizer import Tokenizer
 from tests.tiny import TEMPLATE, write_tokenizer
@@ -123,6 +123,11 @@ def test_what_is_no_text_among_the_special_tokens_is_left_out(tmp_path: Path) ->
     }
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     assert Tokenizer.from_directory(tmp_path).special_tokens == {"eos_token": "<|im_end|>"}
+
+
+def test_a_text_that_is_no_unicode_is_refused() -> None:
+    with pytest.raises(RequestError, match="surrogates"):
+        BUNDLED.encode("a\ud800")
 
 
 def write_older_format(directory: Path) -> None:
