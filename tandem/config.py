@@ -32,7 +32,7 @@ NEUTRAL_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalt
 
 MAX_COUNTS = {
     "max_num_seqs": 2**16,
-    "max_num_batched_tokens": 2**24,
+    "max_num_batched_tokens": 2**31 - 1,
     "block_size": 2**16,
     "kv_cache_memory_bytes": 2**48,
 }
