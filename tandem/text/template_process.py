@@ -53,7 +53,6 @@ class TemplateProcesses:
         memory_bytes: int = 512 * MIB,
         chars: int = 16 * MIB,
     ) -> None:
-        self.count = count
         self.param = param
         self.seconds = seconds
         self.memory_bytes = memory_bytes
@@ -61,8 +60,6 @@ class TemplateProcesses:
         self._idle: list[_Child] = []
         self._free = threading.BoundedSemaphore(count)
         atexit.register(self.close)
-        # two processes that write to one child would read each other's prompts
-        os.register_at_fork(after_in_child=self._forget)
 
     def compile(self, source: str) -> None:
         """Check a template.
@@ -145,12 +142,6 @@ class TemplateProcesses:
                 needed = f"the chat template needs more than {self.memory_bytes // MIB} MiB of memory"
                 return RequestError(needed, self.param)
 
-    def _forget(self) -> None:
-        for child in self._idle:
-            child.disown()
-        self._idle = []
-        self._free = threading.BoundedSemaphore(self.count)
-
 
 class _Reply(msgspec.Struct):
     text: str
@@ -198,6 +189,7 @@ class _Child:
         return self._receive(deadline, max_reply_bytes)
 
     def is_alive(self) -> bool:
+        """Whether it runs and is this process's own: after a fork, two would read each other's prompts."""
         return self._process.poll() is None
 
     def kill(self) -> None:
@@ -205,11 +197,6 @@ class _Child:
         self._socket.close()
         self._process.kill()
         self._process.wait()
-
-    def disown(self) -> None:
-        """After a fork: the process is the parent's."""
-        self._socket.close()
-        self._process.returncode = 0
 
     def _receive(self, deadline: float, max_bytes: int) -> bytes:
         (length,) = LENGTH.unpack(self._receive_exactly(LENGTH.size, deadline))
