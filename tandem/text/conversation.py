@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tandem.errors import RequestError
@@ -41,6 +41,7 @@ class ConversationEncoder:
         continue_final_message: bool = False,
         add_special_tokens: bool = False,
         variables: Mapping[str, Any] | None = None,
+        measure: Callable[[str], None] | None = None,
     ) -> list[int]:
         """Token ids of a conversation.
 
@@ -48,6 +49,7 @@ class ConversationEncoder:
             template: instead of the model's.
             add_special_tokens: the tokenizer's own frame around what the template makes.
             variables: further variables of the template.
+            measure: called with the rendered text before it is tokenized; what it raises refuses the conversation.
 
         Raises:
             RequestError: there is no template, or it refuses the conversation.
@@ -73,6 +75,8 @@ class ConversationEncoder:
             variables=variables,
             rewrite=None if self._escaper is None else escape,
         )
+        if measure is not None:
+            measure(text)
         if has_breaks or (self._escaper is not None and self._tokenizer.normalizes_special_tokens):
             return self._tokenizer.encode_escaped(text, add_special_tokens)
         return self._tokenizer.encode(text, add_special_tokens)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as FastTokenizer
 
+from tandem.errors import RequestError
 from tandem.text.chat_template import ChatTemplate
 from tandem.text.conversation import ConversationEncoder
 from tandem.text.special_tokens import BREAK, ESCAPED_BREAK, SpecialTokenEscaper
@@ -249,6 +250,19 @@ def test_added_tokens_that_the_configuration_calls_special_are_special(config: A
     template = ChatTemplate("<turn>{{ messages[0].content }}", {})
     ids = ConversationEncoder(tokenizer, template).encode([{"role": "user", "content": "a<turn>b"}])
     assert ids.count(fast.token_to_id("<turn>")) == 1
+
+
+def test_a_rendered_text_may_be_refused_before_it_is_tokenized() -> None:
+    measured: list[str] = []
+
+    def refuse(text: str) -> None:
+        measured.append(text)
+        raise RequestError("too long", "messages")
+
+    messages = [{"role": "user", "content": "hi"}]
+    with pytest.raises(RequestError, match="too long"):
+        ConversationEncoder(TOKENIZERS["byte level"], TEMPLATE).encode(messages, measure=refuse)
+    assert measured == [TEMPLATE.render(messages)]
 
 
 def test_a_break_never_shows_even_where_a_template_escapes_it() -> None:
