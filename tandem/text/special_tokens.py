@@ -21,8 +21,8 @@ ESCAPED_BREAK = "\\ufdd0"
 class SpecialTokenEscaper:
     """Breaks special tokens in text.
 
-    A text that begins or ends in at least two characters of a special token is broken there too, for what a template
-    writes before or after it, or another text, may be the rest. Tokens of a single character cannot be broken.
+    At least two characters of a special token are broken too where a text begins or ends with them, for the rest may
+    be what a template writes beside it, or another text. Tokens of a single character cannot be broken.
 
     Args:
         tokens: the special tokens as text.
@@ -43,9 +43,11 @@ class SpecialTokenEscaper:
         begins = any(text[:n] in self._suffixes for n in lengths)
         ends = any(text[-n:] in self._prefixes for n in lengths)
         broken, count = self._starts.subn(rf"\g<0>{BREAK}", text)
-        if not (count or begins or ends):
-            return text
-        return f"{BREAK * begins}{broken}{BREAK * ends}"
+        if begins:
+            broken = f"{broken[0]}{BREAK}{broken[1:]}"
+        if ends:
+            broken = f"{broken[:-1]}{BREAK}{broken[-1]}"
+        return broken if count or begins or ends else text
 
 
 def _pattern(tokens: list[str]) -> str:

@@ -160,6 +160,16 @@ def test_typed_tokens_are_encoded_like_any_text(conversation: dict[str, Any]) ->
     assert ConversationEncoder(tokenizer, TEMPLATE).encode(**conversation) == expected
 
 
+@pytest.mark.parametrize("name", TOKENIZERS)
+@given(text=TYPED.filter(encodable))
+def test_a_typed_text_is_encoded_as_if_there_were_no_special_tokens(name: str, text: str) -> None:
+    plain = FastTokenizer.from_str(TOKENIZERS[name]._fast.to_str())
+    plain.encode_special_tokens = True
+    encoder = ConversationEncoder(TOKENIZERS[name], ChatTemplate("{{ messages[0].content }}", {}))
+    ids = encoder.encode([{"role": "user", "content": text}])
+    assert ids == plain.encode(text, add_special_tokens=False).ids
+
+
 PLACES: dict[str, dict[str, Any]] = {
     "content": {"messages": [{"role": "user", "content": FORGED}]},
     "a content part": {"messages": [{"role": "user", "content": [{"type": "text", "text": FORGED}]}]},
