@@ -66,12 +66,10 @@ class ChatTemplate:
         Raises:
             RequestError: the template refuses the conversation, or takes too long or too much room for it.
         """
-        clashes = RESERVED_VARIABLES & set(variables or {})
-        if clashes:
-            raise RequestError(f"chat_template_kwargs may not set {sorted(clashes)[0]}", "chat_template_kwargs")
         if continue_final_message and add_generation_prompt:
             message = "continue_final_message needs add_generation_prompt to be false"
             raise RequestError(message, "continue_final_message")
+        _check_variables(variables or {}, tools, documents)
         given = {
             "messages": plain_messages(messages),
             "tools": list(tools) if tools else None,
@@ -146,6 +144,15 @@ def read_template(file: Path) -> str:
     if file.stat().st_size > MAX_TEMPLATE_BYTES:
         raise ValueError(f"it is larger than {MAX_TEMPLATE_BYTES} bytes")
     return file.read_text(encoding="utf-8")
+
+
+def _check_variables(variables: Mapping[str, Any], tools: Any, documents: Any) -> None:
+    clashes = RESERVED_VARIABLES & set(variables)
+    if clashes:
+        raise RequestError(f"chat_template_kwargs may not set {sorted(clashes)[0]}", "chat_template_kwargs")
+    for name, value in (("tools", tools), ("documents", documents)):
+        if value is not None and not _is_list_of_objects(value):
+            raise RequestError(f"{name} must be a list of objects", name)
 
 
 def plain_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:

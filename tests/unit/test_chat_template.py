@@ -35,6 +35,14 @@ def test_special_tokens_tools_documents_and_variables_reach_the_template() -> No
     assert text == '<s>[{"name": "é<>"}][{"text": "d"}]brief'
 
 
+@pytest.mark.parametrize("name", ["tools", "documents"])
+@pytest.mark.parametrize("value", ["f", 5, {"a": 1}, [1], [print]], ids=repr)
+def test_tools_and_documents_are_lists_of_objects(name: str, value: Any) -> None:
+    with pytest.raises(RequestError, match=f"{name} must be a list") as refusal:
+        render(CHATML, **{name: value})
+    assert refusal.value.param == name
+
+
 def test_absent_tools_are_none() -> None:
     assert render("{{ tools is none }}") == "True"
 
