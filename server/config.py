@@ -19,6 +19,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
         api_keys: any of them opens the server; empty means that no key is asked for.
         served_model_names: names clients may use; the first is the one reported. Empty: the model as given.
         chat_template: a file or the template's text; None takes the model's.
+        allow_special_tokens_in_content: those in messages are tokens, not the text they are.
         response_role: role of generated messages.
         shutdown_timeout: seconds that open requests get to finish after a first SIGTERM or SIGINT.
         in_process_engine: the engine's loop runs in a thread of this process.
@@ -34,6 +35,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     served_model_names: tuple[str, ...] = ()
     chat_template: str | None = None
     trust_request_chat_template: bool = False
+    allow_special_tokens_in_content: bool = False
     response_role: str = "assistant"
     ssl_keyfile: str | None = None
     ssl_certfile: str | None = None

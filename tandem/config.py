@@ -6,23 +6,36 @@ nothing is left to decide. Both are frozen; nothing changes them later.
 
 from __future__ import annotations
 
+import logging
 import re
+import reprlib
+from fractions import Fraction
 from typing import Any
 
 import msgspec
 
-from tandem.errors import CheckpointError, ConfigError
-from tandem.models.families import read_model_config
+from tandem.errors import CheckpointError, ConfigError, RequestError
+from tandem.models.families import read_model_config, read_token_ids
 from tandem.models.hub import ModelFiles, locate
 from tandem.models.model_config import ModelConfig
+from tandem.sampling_params import SamplingParams
+
+logger = logging.getLogger(__name__)
 
 DTYPES = ("float32", "float16", "bfloat16")
 DTYPE_ALIASES = {"half": "float16", "float": "float32", "fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
 LOAD_FORMATS = ("auto", "safetensors", "dummy")
 LOGPROBS_MODES = ("raw_logprobs", "processed_logprobs")
+GENERATION_CONFIG = "generation_config.json"
 NEUTRAL_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
+MAX_COUNTS = {
+    "max_num_seqs": 2**16,
+    "max_num_batched_tokens": 2**31 - 1,
+    "block_size": 2**16,
+    "kv_cache_memory_bytes": 2**48,
+}
 SCHEDULING_POLICIES = ("fcfs", "priority")
 
 
@@ -90,10 +103,14 @@ class SchedulerOptions(msgspec.Struct, frozen=True, kw_only=True):
     distributed_executor_backend: str = "uni"
 
     def __post_init__(self) -> None:
-        for name in ("max_num_seqs", "max_num_batched_tokens", "block_size", "kv_cache_memory_bytes"):
+        for name, most in MAX_COUNTS.items():
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(_flag(name), f"must be at least 1, got {value}")
+            if value is None and name == "kv_cache_memory_bytes":
+                continue
+            if type(value) is not int or value < 1:
+                raise ConfigError(_flag(name), f"must be an integer of at least 1, got {reprlib.repr(value)}")
+            if value > most:
+                raise ConfigError(_flag(name), f"must be at most {most}, got {value}")
         share = self.gpu_memory_utilization
         if share is not None and not 0 < share <= 1:
             raise ConfigError("--gpu-memory-utilization", f"must be above 0 and at most 1, got {share}")
@@ -116,11 +133,11 @@ class ModelOptions(SchedulerOptions, frozen=True, kw_only=True):
         backend: a name of the registry, or ``auto``.
         dtype: of weights and activations; ``auto`` takes the checkpoint's.
         max_model_len: a number, ``8k``, or ``auto`` for the model's own limit.
-        load_format: ``auto`` and ``safetensors`` read weights; ``dummy`` draws random ones.
+        load_format: ``auto`` and ``safetensors`` read weights; ``dummy`` generates random ones.
         hf_overrides: replaces keys of the model's ``config.json`` (nested objects are merged).
         generation_config: ``auto`` takes sampling defaults from the model; ``vllm`` or ``none`` takes none; else a
             directory.
-        seed: of dummy weights, and of the seeds drawn for requests that bring none.
+        seed: of dummy weights, and of the seeds generated for requests that bring none.
         max_logprobs: how many log-probabilities a request may ask for; -1 for no limit.
         logprobs_mode: see the definition in ``SamplingParams``.
         trust_remote_code: accepted as False only: Tandem runs no code from checkpoints.
@@ -153,8 +170,13 @@ class ModelOptions(SchedulerOptions, frozen=True, kw_only=True):
             raise ConfigError("--dtype", f"{self.dtype!r} is not one of auto, {', '.join(DTYPES)}")
         _one_of("--load-format", self.load_format, LOAD_FORMATS)
         _one_of("--logprobs-mode", self.logprobs_mode, LOGPROBS_MODES)
-        if self.max_logprobs < -1:
-            raise ConfigError("--max-logprobs", f"must be at least 0, or -1 for no limit, got {self.max_logprobs}")
+        if type(self.max_logprobs) is not int or self.max_logprobs < -1:
+            got = reprlib.repr(self.max_logprobs)
+            raise ConfigError("--max-logprobs", f"must be an integer of at least 0, or -1 for no limit, got {got}")
+        if type(self.seed) is not int or not -(2**63) <= self.seed < 2**63:
+            raise ConfigError("--seed", f"must be an integer of 64 bits, got {reprlib.repr(self.seed)}")
+        if not isinstance(self.hf_overrides, dict):
+            raise ConfigError("--hf-overrides", f"must be an object, got {reprlib.repr(self.hf_overrides)}")
         if self.trust_remote_code:
             raise ConfigError("--trust-remote-code", "Tandem never runs code from a checkpoint; leave the option out")
         msgspec.structs.force_setattr(self, "dtype", dtype)
@@ -220,7 +242,6 @@ def resolve(options: ModelOptions) -> ResolvedModel:
     model = read_model_config(raw)
     generation = _generation_config(files, options)
     tokenizer = files if options.tokenizer is None else locate(options.tokenizer, None, options.download_dir)
-    eos = generation.get("eos_token_id", model.eos_token_ids)
     engine = EngineConfig(
         files=files,
         model=model,
@@ -235,8 +256,8 @@ def resolve(options: ModelOptions) -> ResolvedModel:
     return ResolvedModel(
         engine=engine,
         tokenizer_path=tokenizer.path,
-        eos_token_ids=(eos,) if isinstance(eos, int) else tuple(eos or ()),
-        default_sampling={k: generation[k] for k in NEUTRAL_SAMPLING if generation.get(k) is not None},
+        eos_token_ids=_eos_token_ids(generation, model),
+        default_sampling=_default_sampling(generation),
         max_logprobs=options.max_logprobs,
     )
 
@@ -249,9 +270,9 @@ def parse_length(option: str, text: int | str) -> int | str:
     """
     if text == "auto":
         return text
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([kKmM]?)", str(text).strip())
+    match = re.fullmatch(r"(\d{1,18}(?:\.\d{1,18})?)([kKmM]?)", str(text).strip())
     scale = {"": 1, "k": 1000, "K": 1024, "m": 1000**2, "M": 1024**2}
-    length = int(float(match[1]) * scale[match[2]]) if match else 0
+    length = int(Fraction(match[1]) * scale[match[2]]) if match else 0
     if length < 1:
         raise ConfigError(option, f"{text!r} is not a positive number such as 8192 or 8k, nor auto")
     return length
@@ -275,16 +296,35 @@ def _resolve_length(asked: int | str, model: ModelConfig) -> int:
 
 def _generation_config(files: ModelFiles, options: ModelOptions) -> dict[str, Any]:
     source = options.generation_config
-    own = files.read_json("generation_config.json")
+    own = files.read_json(GENERATION_CONFIG)
     if source == "auto":
         return own
     if source in ("vllm", "none"):
         # the end-of-sequence tokens are part of the model, not a matter of taste
         return {k: own[k] for k in ("eos_token_id",) if k in own}
     try:
-        return locate(source, None, None).read_json("generation_config.json", required=True)
+        return locate(source, None, None).read_json(GENERATION_CONFIG, required=True)
     except CheckpointError as error:
         raise ConfigError("--generation-config", str(error)) from error
+
+
+def _eos_token_ids(generation: dict[str, Any], model: ModelConfig) -> tuple[int, ...]:
+    named = model.eos_token_ids
+    if generation.get("eos_token_id") is not None:
+        named = read_token_ids(generation["eos_token_id"], f"{GENERATION_CONFIG}: eos_token_id")
+    unknown = [token_id for token_id in named if token_id >= model.vocab_size]
+    if unknown:
+        logger.warning("eos_token_id: %s is left out: the vocabulary has %d tokens", unknown, model.vocab_size)
+    return tuple(token_id for token_id in named if token_id < model.vocab_size)
+
+
+def _default_sampling(generation: dict[str, Any]) -> dict[str, Any]:
+    given = {name: generation[name] for name in NEUTRAL_SAMPLING if generation.get(name) is not None}
+    try:
+        sampling = SamplingParams(**given)
+    except RequestError as error:
+        raise CheckpointError(f"{GENERATION_CONFIG}: {error}") from error
+    return {name: getattr(sampling, name) for name in given}
 
 
 def _merge(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import operator
+import reprlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -12,6 +14,7 @@ from tandem.errors import RequestError
 
 SEED_MODULUS = 1 << 64
 LOGIT_BIAS_LIMIT = 100.0
+MAX_TOP_K = (1 << 31) - 1  # above any vocabulary: nothing is filtered
 GREEDY_BELOW = 1e-5  # dividing by less only finds the limits of float32
 
 
@@ -41,7 +44,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
        With temperature 0, steps 4's filters and the noise are skipped: plain argmax, the lowest id winning ties
        (``processed_logprobs`` are then those of step 3's logits).
 
-    The log-probabilities of the prompt are raw in both modes: nothing was drawn there. A token that ends the answer
+    The log-probabilities of the prompt are raw in both modes: nothing was sampled there. A token that ends the answer
     both as end of sequence and as stop token counts as end of sequence.
 
     Philox is defined in Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011).
@@ -54,7 +57,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         min_p: in [0, 1]; 0 is off.
         repetition_penalty: in [0.01, 100]; 1 is off.
         frequency_penalty, presence_penalty: in [-2, 2]; 0 is off.
-        seed: any integer, taken modulo 2**64; None draws a fresh one for each request.
+        seed: any integer, taken modulo 2**64; None generates one for each request.
         max_tokens: at most so many output tokens; None means as many as the context holds.
         min_tokens: no end of sequence, stop token or stop string before so many output tokens.
         ignore_eos: the model's end-of-sequence tokens are ordinary tokens.
@@ -69,7 +72,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         spaces_between_special_tokens: keep the decoder's spaces between adjacent added tokens.
 
     Raises:
-        RequestError: on construction, naming the parameter that is out of range.
+        RequestError: on construction, naming the parameter that is out of range or of another type. Numbers of other
+            libraries and whole floats are taken for what they are; text is no number, and a switch is none.
     """
 
     n: int = 1
@@ -122,14 +126,11 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
             _check("logit_bias", in_range, {token_id: bias}, "biases in [-100, 100]")
 
     def _normalize(self) -> None:
-        """Give sequences one form, so that engines and equality see no difference between spellings."""
-        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
-        msgspec.structs.force_setattr(self, "stop", stop)
-        for name in ("stop_token_ids", "bad_words", "allowed_token_ids"):
-            value = getattr(self, name)
-            if value is not None:
-                msgspec.structs.force_setattr(self, name, tuple(value))
-        if self.top_k == -1:
+        """Give each value one form, so that engines and equality see no difference between spellings."""
+        for names, read in _READERS:
+            for name in names:
+                msgspec.structs.force_setattr(self, name, read(name, getattr(self, name)))
+        if self.top_k == -1 or self.top_k > MAX_TOP_K:
             msgspec.structs.force_setattr(self, "top_k", 0)
         if 0 < self.temperature < GREEDY_BELOW:
             msgspec.structs.force_setattr(self, "temperature", 0.0)
@@ -139,4 +140,121 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
 
 def _check(param: str, ok: bool, value: Any, expected: str) -> None:
     if not ok:
-        raise RequestError(f"{param} must be {expected}, got {value!r}", param)
+        raise _refusal(param, value, expected)
+
+
+def _refusal(param: str, value: Any, expected: str) -> RequestError:
+    got = " ".join(reprlib.repr(value).split())
+    return RequestError(f"{param} must be {expected}, got {got}", param)
+
+
+def _integer(param: str, value: Any) -> int:
+    """Whole numbers of any library, also as floats."""
+    if type(value) is int:
+        return value
+    is_real = hasattr(value, "is_integer")
+    try:
+        if isinstance(value, bool) or (is_real and not value.is_integer()):
+            raise TypeError
+        return int(value) if is_real else operator.index(value)
+    except TypeError as error:
+        raise _refusal(param, value, "an integer") from error
+
+
+def _bounded_integer(param: str, value: Any) -> int:
+    """One that engines can hold and messages can carry."""
+    number = _integer(param, value)
+    _check(param, -(2**63) <= number < 2**63, number, "an integer of 64 bits")
+    return number
+
+
+def _optional_integer(param: str, value: Any) -> int | None:
+    return None if value is None else _bounded_integer(param, value)
+
+
+def _seed(param: str, value: Any) -> int | None:
+    return None if value is None else _integer(param, value)
+
+
+def _number(param: str, value: Any) -> float:
+    if type(value) is not float:
+        # text has no __float__, although ``float`` reads it
+        if isinstance(value, bool) or not (hasattr(value, "__float__") or hasattr(value, "__index__")):
+            raise _refusal(param, value, "a number")
+        try:
+            return float(value)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise _refusal(param, value, "a number") from error
+    return value
+
+
+def _switch(param: str, value: Any) -> bool:
+    _check(param, isinstance(value, bool), value, "true or false")
+    return bool(value)
+
+
+def _items(param: str, value: Any, expected: str) -> tuple[Any, ...]:
+    if value is None:
+        return ()
+    if isinstance(value, (str, bytes, bytearray, Mapping)) or not isinstance(value, Iterable):
+        raise _refusal(param, value, expected)
+    return tuple(value)
+
+
+def _strings(param: str, value: Any) -> tuple[str, ...]:
+    expected = "a list of strings"
+    items = _items(param, value, expected)
+    for item in items:
+        _check(param, isinstance(item, str) and _is_unicode(item), item, expected)
+    return items
+
+
+def _stop(param: str, value: Any) -> tuple[str, ...]:
+    return _strings(param, (value,) if isinstance(value, str) else value)
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether it holds no lone surrogate, which UTF-8 cannot say."""
+    return text.isascii() or not any("\ud800" <= c <= "\udfff" for c in text)
+
+
+def _token_ids(param: str, value: Any) -> tuple[int, ...]:
+    items = _items(param, value, "a list of token ids")
+    if set(map(type, items)) <= {int}:
+        return items
+    return tuple(_integer(param, item) for item in items)
+
+
+def _allowed_token_ids(param: str, value: Any) -> tuple[int, ...] | None:
+    return None if value is None else _token_ids(param, value)
+
+
+def _biases(param: str, value: Any) -> dict[int, float] | None:
+    """By token id; JSON knows only strings as keys."""
+    if value is None:
+        return None
+    if not isinstance(value, Mapping):
+        raise _refusal(param, value, "an object of token ids and biases")
+    biases = {}
+    for key, bias in value.items():
+        is_digits = isinstance(key, str) and key.isascii() and key.isdecimal() and len(key) < 20
+        token_id = int(key) if is_digits else _integer(param, key)
+        _check(param, token_id not in biases, {key: bias}, "an object that names each token id once")
+        biases[token_id] = _number(param, bias)
+    return biases
+
+
+_READERS: tuple[tuple[tuple[str, ...], Callable[[str, Any], Any]], ...] = (
+    (("n", "top_k", "min_tokens"), _bounded_integer),
+    (("max_tokens", "logprobs", "prompt_logprobs"), _optional_integer),
+    (("seed",), _seed),
+    (("temperature", "top_p", "min_p"), _number),
+    (("repetition_penalty", "frequency_penalty", "presence_penalty"), _number),
+    (("ignore_eos", "include_stop_str_in_output"), _switch),
+    (("skip_special_tokens", "spaces_between_special_tokens"), _switch),
+    (("stop",), _stop),
+    (("bad_words",), _strings),
+    (("stop_token_ids",), _token_ids),
+    (("allowed_token_ids",), _allowed_token_ids),
+    (("logit_bias",), _biases),
+)

@@ -26,8 +26,8 @@ def add_command(commands: Any) -> None:
     """Register ``bench`` and its two measurements."""
     parser = commands.add_parser("bench", help="measure an engine without a server")
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="throughput|latency")
-    throughput = kinds.add_parser("throughput", help="all prompts at once: tokens in a second", allow_abbrev=False)
-    latency = kinds.add_parser("latency", help="one batch, again and again: seconds", allow_abbrev=False)
+    throughput = kinds.add_parser("throughput", help="all prompts at once: tokens in a second")
+    latency = kinds.add_parser("latency", help="one batch, again and again: seconds")
     for kind in (throughput, latency):
         add_model_options(kind)
         add_scheduler_options(kind)
@@ -85,12 +85,12 @@ def _check_lengths(model: ResolvedModel, arguments: argparse.Namespace) -> None:
 
 def _round(engine: Engine, count: int, input_len: int, output_len: int, seed: int) -> tuple[float, float]:
     """Seconds until the first token of all requests and until the last; prompts differ from round to round."""
-    draw = random.Random(seed)
+    generator = random.Random(seed)
     sampling = SamplingParams(temperature=0, ignore_eos=True)
     started: set[str] = set()
     began = time.perf_counter()
     for i in range(count):
-        prompt = draw.choices(range(engine.info.vocab_size), k=input_len)
+        prompt = generator.choices(range(engine.info.vocab_size), k=input_len)
         engine.add(
             EngineRequest(
                 request_id=str(i), prompt_token_ids=prompt, sampling=sampling, max_tokens=output_len, seed=i

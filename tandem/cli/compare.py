@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import msgspec
 
-from tandem.cli.serve import add_model_options, add_scheduler_options, model_options
+from tandem.cli.serve import ON_OR_OFF, add_model_options, add_scheduler_options, model_options
 from tandem.errors import ConfigError
 
 PROMPTS = (
@@ -22,16 +22,14 @@ DIFFERENT = 1
 
 def add_command(commands: Any) -> None:
     """Register ``compare``."""
-    parser = commands.add_parser(
-        "compare", help="do both engines say the same on a model of yours?", allow_abbrev=False
-    )
+    parser = commands.add_parser("compare", help="do both engines say the same on a model of yours?")
     add_model_options(parser)
     add_scheduler_options(parser)
     parser.set_defaults(run=run, backend="optimized", dtype="float32")
     add = parser.add_argument_group("comparison").add_argument
     add("--prompts", metavar="FILE", help="one prompt a line (default: a few of our own)")
     add("--max-tokens", type=int, default=64, metavar="N", help="of each answer (default: %(default)s)")
-    add("--json", action="store_true", help="print the report as JSON")
+    add("--json", action=ON_OR_OFF, default=False, help="print the report as JSON")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
 import tandem
 from tandem.cli import bench, compare, serve
+from tandem.cli.parser import Parser
 from tandem.errors import TandemError
 
 USER_ERROR = 1
-
-
-class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, without repeating the whole usage."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message} (see {self.prog} --help)\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     bench.add_command(commands)
     compare.add_command(commands)
     try:
-        arguments = parser.parse_args(_expand(sys.argv[1:] if argv is None else list(argv)))
+        arguments = parser.parse_args(sys.argv[1:] if argv is None else argv)
         status: int = arguments.run(arguments)
         return status
     except TandemError as error:
@@ -43,8 +35,3 @@ def main(argv: Sequence[str] | None = None) -> int:
 def serve_main() -> int:
     """The ``serve`` script."""
     return main(["serve", *sys.argv[1:]])
-
-
-def _expand(argv: list[str]) -> list[str]:
-    """Put the options of a ``--config`` file where the command line can override them."""
-    return serve.expand_config_file(argv) if argv[:1] == ["serve"] else argv

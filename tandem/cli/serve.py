@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import re
-from pathlib import Path
 from typing import Any
 
-import msgspec
-import yaml
-
 from server.config import ServerConfig
+from tandem.cli.parser import byte_count, count, json_object, json_speculative_config, json_strings, seconds
 from tandem.config import (
     DTYPES,
     EXECUTOR_BACKENDS,
@@ -21,11 +16,11 @@ from tandem.config import (
     SCHEDULING_POLICIES,
     ModelOptions,
     SchedulerOptions,
-    SpeculativeConfig,
 )
 from tandem.errors import ConfigError
 from tandem.registry import ENGINES, check_backend
 
+ON_OR_OFF = argparse.BooleanOptionalAction
 KEY_VARIABLES = ("TANDEM_API_KEY", "VLLM_API_KEY")
 
 
@@ -35,7 +30,6 @@ def add_command(commands: Any) -> None:
         "serve",
         help="serve a model over HTTP",
         description="Serve a model. Without MODEL, the small demonstration model that comes with Tandem.",
-        allow_abbrev=False,
     )
     add_model_options(parser)
     add_scheduler_options(parser)
@@ -45,6 +39,7 @@ def add_command(commands: Any) -> None:
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Options that say which model, and how it is loaded."""
+    parser.set_defaults(model_of_file="")
     add = parser.add_argument_group("model and engine").add_argument
     add("model", nargs="?", default=None, metavar="MODEL", help="directory or hub id")
     add("--model", dest="model_option", metavar="MODEL", help="the same, as an option")
@@ -55,24 +50,28 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     add("--dtype", default="auto", metavar="TYPE", help=f"auto, {', '.join(DTYPES)} (default: the checkpoint's)")
     add("--max-model-len", default="auto", metavar="N", help="context in tokens, such as 8192 or 8k (default: auto)")
     add("--load-format", default="auto", metavar="FORMAT", help=f"{', '.join(LOAD_FORMATS)} (default: auto)")
-    add("--hf-overrides", default="{}", metavar="JSON", type=_json_object, help="replaces keys of config.json")
+    add("--hf-overrides", default="{}", metavar="JSON", type=json_object, help="replaces keys of config.json")
     add(
         "--generation-config",
         default="auto",
         metavar="SOURCE",
         help="sampling defaults: auto (the model's), none, or a directory (default: auto)",
     )
-    add("--seed", type=int, default=0, help="of the seeds drawn for requests without one (default: 0)")
+    add(
+        "--seed",
+        type=int,
+        default=0,
+        help="of dummy weights, and of seeds generated for requests without one (default: 0)",
+    )
     add("--max-logprobs", type=int, default=20, metavar="N", help="a request's limit; -1 for none (default: 20)")
     add("--logprobs-mode", default="raw_logprobs", metavar="MODE", help=", ".join(LOGPROBS_MODES))
-    add("--trust-remote-code", action="store_true", help="refused: no code of a checkpoint is ever run")
+    add("--trust-remote-code", action=ON_OR_OFF, default=False, help="refused: no code of a checkpoint is ever run")
 
 
 def add_scheduler_options(parser: argparse.ArgumentParser) -> None:
     """Options of ``SchedulerOptions``."""
     add = parser.add_argument_group("scheduling (optimized engine)").add_argument
     default = SchedulerOptions()
-    on_or_off = argparse.BooleanOptionalAction
     add(
         "--max-num-seqs",
         type=int,
@@ -96,7 +95,7 @@ def add_scheduler_options(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--kv-cache-memory-bytes",
-        type=_bytes,
+        type=byte_count,
         default=None,
         metavar="BYTES",
         help="such as 4G (default: what the requests can use, or half of the free memory; on a GPU see below)",
@@ -108,16 +107,16 @@ def add_scheduler_options(parser: argparse.ArgumentParser) -> None:
         metavar="SHARE",
         help="of the GPU's memory, for weights, cache and steps together (default: 0.9; refused without a GPU)",
     )
-    add("--enforce-eager", action="store_true", help="no CUDA graphs, no CPU kernels in C++")
+    add("--enforce-eager", action=ON_OR_OFF, default=False, help="no CUDA graphs, no CPU kernels in C++")
     add(
         "--enable-prefix-caching",
-        action=on_or_off,
+        action=ON_OR_OFF,
         default=default.enable_prefix_caching,
         help="reuse what was computed for requests that begin alike (default: on)",
     )
     add(
         "--enable-chunked-prefill",
-        action=on_or_off,
+        action=ON_OR_OFF,
         default=default.enable_chunked_prefill,
         help="compute long prompts over several steps (default: on)",
     )
@@ -129,7 +128,7 @@ def add_scheduler_options(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--speculative-config",
-        type=_speculative_config,
+        type=json_speculative_config,
         default=None,
         metavar="JSON",
         help='verify guessed tokens, such as {"method": "ngram", "num_speculative_tokens": 5} (default: off)',
@@ -142,14 +141,6 @@ def add_scheduler_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _speculative_config(text: str) -> SpeculativeConfig:
-    try:
-        return msgspec.json.decode(text, type=SpeculativeConfig)
-    except msgspec.MsgspecError as error:
-        example = '{"method": "ngram", "num_speculative_tokens": 5}'
-        raise argparse.ArgumentTypeError(f"{error}; an example is {example}") from error
-
-
 def _add_server_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("server").add_argument
     add("--host", default="0.0.0.0", help="(default: 0.0.0.0)")
@@ -160,36 +151,43 @@ def _add_server_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="KEY",
-        nargs="+",
-        help=f"repeatable; also from {' or '.join(KEY_VARIABLES)}",
+        help=f"one key; repeatable; also from {' or '.join(KEY_VARIABLES)}",
     )
     add(
         "--served-model-name",
         nargs="+",
-        action="extend",
+        action="append",
         default=[],
         metavar="NAME",
         help="names clients may use; the first is reported",
     )
     add("--chat-template", metavar="FILE_OR_TEXT", help="instead of the model's")
-    add("--trust-request-chat-template", action="store_true", help="let requests bring their own template")
+    add(
+        "--trust-request-chat-template", action=ON_OR_OFF, default=False, help="let requests bring their own template"
+    )
+    add(
+        "--allow-special-tokens-in-content",
+        action=ON_OR_OFF,
+        default=False,
+        help="encode special tokens in messages as tokens, not as the text they are",
+    )
     add("--response-role", default="assistant", metavar="ROLE", help="(default: assistant)")
     add("--ssl-keyfile", metavar="FILE")
     add("--ssl-certfile", metavar="FILE")
     add("--ssl-ca-certs", metavar="FILE")
     add("--root-path", default="", metavar="PATH", help="prefix under which a proxy shows the server")
     for name in ("origins", "methods", "headers"):
-        add(f"--allowed-{name}", type=_json_strings, default=("*",), metavar="JSON", help='CORS (default: ["*"])')
-    add("--allow-credentials", action="store_true", help="CORS")
-    add("--enable-request-id-headers", action="store_true", help="answer with X-Request-Id")
-    add("--enable-log-requests", action="store_true", help="log each request's parameters and prompt")
-    add("--max-log-len", type=int, metavar="N", help="characters of a logged prompt")
-    add("--disable-fastapi-docs", action="store_true", help="no /docs and /openapi.json")
+        add(f"--allowed-{name}", type=json_strings, default=("*",), metavar="JSON", help='CORS (default: ["*"])')
+    add("--allow-credentials", action=ON_OR_OFF, default=False, help="CORS")
+    add("--enable-request-id-headers", action=ON_OR_OFF, default=False, help="answer with X-Request-Id")
+    add("--enable-log-requests", action=ON_OR_OFF, default=False, help="log each request's parameters and prompt")
+    add("--max-log-len", type=count, metavar="N", help="characters of a logged prompt")
+    add("--disable-fastapi-docs", action=ON_OR_OFF, default=False, help="no /docs and /openapi.json")
     add("--uvicorn-log-level", default="info", choices=("critical", "error", "warning", "info", "debug", "trace"))
-    add("--disable-uvicorn-access-log", dest="disable_access_log", action="store_true")
+    add("--disable-uvicorn-access-log", dest="disable_access_log", action=ON_OR_OFF, default=False)
     add(
         "--shutdown-timeout",
-        type=float,
+        type=seconds,
         default=60.0,
         metavar="S",
         help="seconds for open requests after a first SIGTERM (default: 60)",
@@ -197,13 +195,14 @@ def _add_server_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--disable-frontend-multiprocessing",
         dest="in_process_engine",
-        action="store_true",
+        action=ON_OR_OFF,
+        default=False,
         help="run the engine in a thread of the server",
     )
     add(
         "--max-num-queued-reqs",
         dest="max_queued_requests",
-        type=int,
+        type=count,
         default=0,
         metavar="N",
         help="unfinished requests above which new ones are refused (default: no limit)",
@@ -212,7 +211,7 @@ def _add_server_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Serve until told to stop."""
+    """Serve until a signal ends the server."""
     config = server_config(arguments)
     from server.run import serve  # after the options, so that a wrong one is refused at once
 
@@ -226,13 +225,33 @@ def server_config(arguments: argparse.Namespace) -> ServerConfig:
     Raises:
         ConfigError: an option is malformed or contradicts another.
     """
-    keys = tuple(key for group in arguments.api_key for key in group)
     options = vars(arguments) | {
         "model": model_options(arguments),
-        "api_keys": keys or tuple(filter(None, map(os.environ.get, KEY_VARIABLES))),
-        "served_model_names": tuple(arguments.served_model_name),
+        "api_keys": _api_keys(arguments.api_key),
+        "served_model_names": _served_model_names(arguments),
     }
     return ServerConfig(**_fields(ServerConfig, options))
+
+
+def _api_keys(given: list[str]) -> tuple[str, ...]:
+    """Those of the command line, else those of the environment. A file of secrets ends in a newline: ends are cut."""
+    variables = [(name, os.environ[name]) for name in KEY_VARIABLES if name in os.environ]
+    keys = [(name, key.strip()) for name, key in [("--api-key", key) for key in given] or variables]
+    for name, key in keys:
+        if not key or not key.isprintable():
+            raise ConfigError(name, "a key must not be empty, nor hold control characters")
+    return tuple(key for _, key in keys)
+
+
+def _served_model_names(arguments: argparse.Namespace) -> tuple[str, ...]:
+    groups: list[list[str]] = arguments.served_model_name
+    names = tuple(name for group in groups for name in group)
+    if groups and not _model(arguments) and (len(groups[-1]) > 1 or os.path.exists(names[-1])):
+        message = f"{names[-1]!r} counts as a name, and no model is left: write the model first, or --model MODEL"
+        raise ConfigError("--served-model-name", message)
+    if not all(name.strip() and name.isprintable() for name in names):
+        raise ConfigError("--served-model-name", "a name must not be empty, nor hold control characters")
+    return names
 
 
 def model_options(arguments: argparse.Namespace) -> ModelOptions:
@@ -244,81 +263,12 @@ def model_options(arguments: argparse.Namespace) -> ModelOptions:
     if arguments.model and arguments.model_option:
         raise ConfigError("--model", "the model is given twice")
     check_backend(arguments.backend)
-    model = arguments.model or arguments.model_option or ""
-    return ModelOptions(**_fields(ModelOptions, vars(arguments) | {"model": model}))
+    return ModelOptions(**_fields(ModelOptions, vars(arguments) | {"model": _model(arguments)}))
 
 
-def expand_config_file(argv: list[str]) -> list[str]:
-    """Replace ``--config FILE`` by the options in it, placed before those of the command line.
-
-    Raises:
-        ConfigError: the file is missing or is not a mapping of option names to values.
-    """
-    for i, argument in enumerate(argv):
-        name, has_value, path = argument.partition("=")
-        if name == "--config":
-            if not has_value and i + 1 == len(argv):
-                return argv  # argparse says what is missing
-            path = path if has_value else argv[i + 1]
-            rest = argv[1:i] + argv[i + (1 if has_value else 2) :]
-            return [argv[0], *_options_of_file(path), *rest]
-    return argv
-
-
-def _options_of_file(path: str) -> list[str]:
-    try:
-        entries = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-    except OSError as error:
-        raise ConfigError("--config", f"{path} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError("--config", f"{path} is not valid YAML: {str(error).splitlines()[0]}") from error
-    if not isinstance(entries, dict):
-        raise ConfigError("--config", f"{path} must map option names to values")
-    arguments: list[str] = []
-    for name, value in entries.items():
-        arguments += _as_arguments(f"--{str(name).replace('_', '-')}", value)
-    return arguments
-
-
-def _as_arguments(option: str, value: Any) -> list[str]:
-    if value is None or value is False:
-        return []
-    if value is True:
-        return [option]
-    if option.startswith("--allowed-") or isinstance(value, dict):
-        return [f"{option}={json.dumps(value)}"]
-    if isinstance(value, list):
-        return [option, *map(str, value)]
-    return [f"{option}={value}"]
+def _model(arguments: argparse.Namespace) -> str:
+    return arguments.model or arguments.model_option or arguments.model_of_file or ""
 
 
 def _fields(kind: type, options: dict[str, Any]) -> dict[str, Any]:
     return {name: options[name] for name in kind.__struct_fields__ if name in options}  # type: ignore[attr-defined]
-
-
-def _bytes(text: str) -> int:
-    match = re.fullmatch(r"(\d+)([kKmMgG]?)", text.strip())
-    if match is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of bytes such as 2000000000 or 2G")
-    return int(match[1]) * {"": 1, "k": 2**10, "m": 2**20, "g": 2**30}[match[2].lower()]
-
-
-def _json_object(text: str) -> dict[str, Any]:
-    value = _json(text)
-    if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a JSON object")
-    return value
-
-
-def _json_strings(text: str) -> tuple[str, ...]:
-    value = _json(text)
-    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a JSON list of strings")
-    return tuple(value)
-
-
-def _json(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not valid JSON") from error

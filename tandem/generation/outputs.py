@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 
 from tandem.engine import EngineOutput, FinishReason, TokenLogprobs
 from tandem.sampling_params import SamplingParams
-from tandem.text.detokenizer import Detokenizer, StopStrings
+from tandem.text.detokenizer import Detokenizer
+from tandem.text.stop_strings import StopStrings
 from tandem.text.tokenizer import Tokenizer
 
 

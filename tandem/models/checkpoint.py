@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import logging
 import math
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ from tqdm import tqdm
 
 from tandem.config import EngineConfig
 from tandem.errors import CheckpointError
+from tandem.models.hub import read_json
 from tandem.models.model_config import ModelConfig
 
 logger = logging.getLogger(__name__)
@@ -170,13 +170,13 @@ def _weight_files(directory: Path) -> list[Path]:
 
 def _indexed_names(index: Path) -> list[str]:
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        entries = (read_json(index) or {})["weight_map"].values()
+    except (KeyError, AttributeError) as error:
         raise CheckpointError(f"{index.name} is not an index of safetensors: no object weight_map") from error
-    for name in names:
+    for name in entries:
         if not isinstance(name, str) or Path(name).name != name:
             raise CheckpointError(f"{index.name} names {name!r}, which is not a file beside it")
-    return names
+    return sorted(set(entries))
 
 
 def _no_safetensors(directory: Path) -> CheckpointError:

@@ -7,6 +7,7 @@ differs from the common ones.
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Callable
 from typing import Any, get_args
 
@@ -28,6 +29,22 @@ ACTIVATIONS: dict[str, Activation] = {
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
 }
+
+
+# Sizes above these belong to no model: a file that holds one is malformed, and would be loaded for ever.
+MAX_SIZES = {
+    "num_hidden_layers": 2**12,
+    "num_attention_heads": 2**14,
+    "num_key_value_heads": 2**14,
+    "head_dim": 2**14,
+    "hidden_size": 2**20,
+    "intermediate_size": 2**22,
+    "moe_intermediate_size": 2**22,
+    "vocab_size": 2**24,
+    "num_experts": 2**12,
+    "num_local_experts": 2**12,
+}
+MAX_SIZE = 2**31 - 1
 
 
 def read_model_config(config: dict[str, Any]) -> ModelConfig:
@@ -55,27 +72,34 @@ class _Keys:
 
     def __init__(self, values: Any, path: str = "") -> None:
         if not isinstance(values, dict):
-            raise CheckpointError(f"config.json: {path} must be an object, got {values!r}")
+            raise CheckpointError(f"config.json: {path} must be an object, got {reprlib.repr(values)}")
         self.values = values
         self.path = path
 
+    def _name(self, key: str) -> str:
+        return f"{self.path}.{key}" if self.path else key
+
+    def _refusal(self, key: str, expected: str, value: Any) -> CheckpointError:
+        return CheckpointError(f"config.json: {self._name(key)} must be {expected}, got {reprlib.repr(value)}")
+
     def _get(self, key: str, kinds: tuple[type, ...], expected: str, default: Any) -> Any:
         value = self.values.get(key)
-        name = f"{self.path}.{key}" if self.path else key
         if value is None:
             if default is _REQUIRED:
-                raise CheckpointError(f"config.json has no {name}")
+                raise CheckpointError(f"config.json has no {self._name(key)}")
             return default
         # bool is an int to Python, not to JSON
         if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-            raise CheckpointError(f"config.json: {name} must be {expected}, got {value!r}")
+            raise self._refusal(key, expected, value)
         return value
 
     def size(self, key: str, default: Any = None) -> int:
-        """A positive integer; ``default=None`` means that it is required."""
+        """A positive integer that a model can have; ``default=None`` means that it is required."""
         value = self._get(key, (int,), "a positive integer", _REQUIRED if default is None else default)
         if value < 1:
-            raise CheckpointError(f"config.json: {key} must be a positive integer, got {value!r}")
+            raise self._refusal(key, "a positive integer", value)
+        if value > (limit := MAX_SIZES.get(key, MAX_SIZE)):
+            raise self._refusal(key, f"at most {limit}, as no model has more", value)
         return int(value)
 
     def optional_size(self, key: str, default: int | None = None) -> int | None:
@@ -84,13 +108,24 @@ class _Keys:
         return self.size(key, default) if key in self.values or default is not None else None
 
     def number(self, key: str, default: Any = None) -> float:
-        value = float(self._get(key, (int, float), "a number", _REQUIRED if default is None else default))
-        if not math.isfinite(value):
-            raise CheckpointError(f"config.json: {key} must be a finite number, got {value!r}")
+        value = self._get(key, (int, float), "a number", _REQUIRED if default is None else default)
+        try:
+            number = float(value)
+        except OverflowError:
+            number = math.inf
+        if not math.isfinite(number):
+            raise self._refusal(key, "a finite number", value)
+        return number
+
+    def positive(self, key: str, default: Any = None) -> float:
+        """A number above 0: what is divided by, or raised to a power."""
+        value = self.number(key, default)
+        if value <= 0:
+            raise self._refusal(key, "above 0", value)
         return value
 
-    def optional_number(self, key: str) -> float | None:
-        return None if self.values.get(key) is None else self.number(key)
+    def optional_positive(self, key: str) -> float | None:
+        return None if self.values.get(key) is None else self.positive(key)
 
     def flag(self, key: str, default: bool) -> bool:
         return bool(self._get(key, (bool,), "true or false", default))
@@ -101,11 +136,15 @@ class _Keys:
     def items(self, key: str, kinds: tuple[type, ...], expected: str) -> list[Any] | None:
         values = self._get(key, (list,), f"a list of {expected}", None)
         if values is not None and not all(isinstance(v, kinds) and not isinstance(v, bool) for v in values):
-            raise CheckpointError(f"config.json: {key} must be a list of {expected}, got {values!r}")
+            raise self._refusal(key, f"a list of {expected}", values)
         return None if values is None else list(values)
 
+    def positives(self, key: str) -> tuple[float, ...]:
+        values = self.items(key, (int, float), "numbers") or []
+        return tuple(_Keys({key: value}, self.path).positive(key) for value in values)
+
     def child(self, key: str) -> _Keys:
-        return _Keys(self._get(key, (dict,), "an object", {}), f"{self.path}.{key}" if self.path else key)
+        return _Keys(self._get(key, (dict,), "an object", {}), self._name(key))
 
 
 _REQUIRED = object()
@@ -118,9 +157,9 @@ def _architecture(config: dict[str, Any]) -> str:
         if name in FAMILIES:
             return str(name)
     model_type = config.get("model_type")
-    if not names and model_type in MODEL_TYPES:
+    if not names and isinstance(model_type, str) and model_type in MODEL_TYPES:
         return MODEL_TYPES[model_type]
-    found = ", ".join(names) or f"model_type {model_type!r}"
+    found = ", ".join(names)[:200] or f"model_type {reprlib.repr(model_type)}"
     raise CheckpointError(f"unknown architecture {found}; known are {', '.join(sorted(FAMILIES))}")
 
 
@@ -140,32 +179,37 @@ def _common(k: _Keys) -> dict[str, Any]:
         "head_dim": head_dim,
         "max_model_len": _context(k, rope),
         "dtype": k.text("dtype", k.text("torch_dtype", "float32")),
-        "eos_token_ids": _eos(k),
+        "eos_token_ids": read_token_ids(k.values.get("eos_token_id"), "config.json: eos_token_id"),
         "tie_word_embeddings": k.flag("tie_word_embeddings", False),
         "rope": rope,
         "windows": (None,) * num_layers,
         "sparse_layers": (False,) * num_layers,
         "activation": _activation(k, "hidden_act", "silu"),
-        "norm_eps": k.number("rms_norm_eps", 1e-6),
+        "norm_eps": k.positive("rms_norm_eps", 1e-6),
         "attention_scale": head_dim**-0.5,
     }
 
 
-def _eos(k: _Keys) -> tuple[int, ...]:
-    value = k.values.get("eos_token_id")
-    if value is None:
-        return ()
-    if isinstance(value, int) and not isinstance(value, bool):
-        return (value,)
-    if not isinstance(value, list):
-        raise CheckpointError(f"config.json: eos_token_id must be an integer or a list of integers, got {value!r}")
-    return tuple(k.items("eos_token_id", (int,), "integers") or ())
+def read_token_ids(value: Any, name: str) -> tuple[int, ...]:
+    """One token id, a list of them, or none for null; whole floats are taken for what they are.
+
+    Args:
+        name: of the file and the key, for the error.
+
+    Raises:
+        CheckpointError: it is none of these.
+    """
+    given = value if isinstance(value, list) else [] if value is None else [value]
+    token_ids = [int(v) if isinstance(v, float) and v.is_integer() else v for v in given]
+    if any(type(v) is not int or not 0 <= v <= MAX_SIZE for v in token_ids):
+        raise CheckpointError(f"{name} must be a token id or a list of them, got {reprlib.repr(value)}")
+    return tuple(token_ids)
 
 
 def _activation(k: _Keys, key: str, default: str) -> Activation:
     name = k.text(key, default)
     if name not in ACTIVATIONS:
-        raise CheckpointError(f"config.json: {key} {name!r} is not one of {', '.join(ACTIVATIONS)}")
+        raise CheckpointError(f"config.json: {key} {reprlib.repr(name)} is not one of {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name]
 
 
@@ -181,28 +225,28 @@ def _rope(k: _Keys, r: _Keys, head_dim: int, theta: float = 10000.0) -> RopeConf
     kind = {"su": "longrope"}.get(kind, kind)
     known = get_args(RopeType)
     if kind not in known:
-        raise CheckpointError(f"config.json: unknown rope_type {kind!r}; known are {', '.join(known)}")
+        raise CheckpointError(f"config.json: unknown rope_type {reprlib.repr(kind)}; known are {', '.join(known)}")
     original = max_len
     if kind in ("llama3", "yarn", "longrope"):
         original = k.size("original_max_position_embeddings", r.size("original_max_position_embeddings", max_len))
     fields: dict[str, Any] = {}
     if kind in ("linear", "dynamic", "llama3"):
-        fields["factor"] = r.number("factor")
+        fields["factor"] = r.positive("factor")
     if kind == "llama3":
-        fields |= {key: r.number(key) for key in ("low_freq_factor", "high_freq_factor")}
+        fields |= {key: r.positive(key) for key in ("low_freq_factor", "high_freq_factor")}
     if kind == "yarn":
-        fields |= {"beta_fast": r.number("beta_fast", 32.0), "beta_slow": r.number("beta_slow", 1.0)}
-        fields |= {key: r.optional_number(key) for key in ("mscale", "mscale_all_dim")}
+        fields |= {"beta_fast": r.positive("beta_fast", 32.0), "beta_slow": r.positive("beta_slow", 1.0)}
+        fields |= {key: r.optional_positive(key) for key in ("mscale", "mscale_all_dim")}
         fields["truncate"] = r.flag("truncate", True)
     if kind == "longrope":
         for key in ("short_factor", "long_factor"):
-            fields[key] = tuple(float(v) for v in r.items(key, (int, float), "numbers") or ())
+            fields[key] = r.positives(key)
     if kind in ("yarn", "longrope"):
-        fields["factor"] = r.number("factor", max_len / original)
-        fields["attention_factor"] = r.optional_number("attention_factor")
+        fields["factor"] = r.positive("factor", max_len / original)
+        fields["attention_factor"] = r.optional_positive("attention_factor")
     return RopeConfig(
         type=kind,  # type: ignore[arg-type]
-        theta=r.number("rope_theta", k.number("rope_theta", theta)),
+        theta=r.positive("rope_theta", k.positive("rope_theta", theta)),
         rotary_dim=head_dim,
         original_max_len=original,
         **fields,
@@ -216,11 +260,10 @@ def _context(k: _Keys, rope: RopeConfig) -> int:
     hold either length there, so the original one is scaled. With ``llama3`` and ``longrope`` the length is the
     extended one already.
     """
+    length = k.size("max_position_embeddings")
     if rope.type == "yarn":
-        return int(rope.original_max_len * rope.factor)
-    if rope.type in ("linear", "dynamic"):
-        return int(k.size("max_position_embeddings") * rope.factor)
-    return k.size("max_position_embeddings")
+        length = rope.original_max_len
+    return int(min(length * (rope.factor if rope.type in ("yarn", "linear", "dynamic") else 1), MAX_SIZE))
 
 
 def _windows(k: _Keys, window: int | None, is_local: Callable[[int], bool]) -> tuple[int | None, ...]:
@@ -303,7 +346,7 @@ def _mixtral(k: _Keys) -> dict[str, Any]:
         down_name="w2",
     )
     return {
-        "norm_eps": k.number("rms_norm_eps", 1e-5),
+        "norm_eps": k.positive("rms_norm_eps", 1e-5),
         "windows": (k.optional_size("sliding_window"),) * num_layers,
         "moe": moe,
         "sparse_layers": (True,) * num_layers,
@@ -326,7 +369,7 @@ def _gemma(k: _Keys) -> dict[str, Any]:
         "norm_float32": True,
         "norm_names": SANDWICH_NORMS,
         "embedding_scale": math.sqrt(k.size("hidden_size")),
-        "attention_scale": k.number("query_pre_attn_scalar", 256.0) ** -0.5,
+        "attention_scale": k.positive("query_pre_attn_scalar", 256.0) ** -0.5,
     }
 
 
@@ -337,8 +380,8 @@ def _gemma2(k: _Keys) -> dict[str, Any]:
     return fields | {
         "rope": _rope(k, _rope_keys(k), fields["head_dim"]),
         "windows": _windows(k, k.optional_size("sliding_window", 4096), lambda layer: layer % 2 == 0),
-        "attention_softcap": _Keys(caps).optional_number("attn_logit_softcapping"),
-        "logit_softcap": _Keys(caps).optional_number("final_logit_softcapping"),
+        "attention_softcap": _Keys(caps).optional_positive("attn_logit_softcapping"),
+        "logit_softcap": _Keys(caps).optional_positive("final_logit_softcapping"),
     }
 
 
@@ -352,14 +395,14 @@ def _gemma3(k: _Keys) -> dict[str, Any]:
     else:
         global_keys, local_keys = _rope_keys(k), _Keys({})
     # the local layers have a base of their own, and no scaling unless their own object asks for it
-    local_base = _Keys(k.values | {"rope_theta": k.number("rope_local_base_freq", 10000.0)})
+    local_base = _Keys(k.values | {"rope_theta": k.positive("rope_local_base_freq", 10000.0)})
     return fields | {
         "qk_norm": "head",
         "rope": _rope(k, global_keys, fields["head_dim"], theta=1e6),
         "local_rope": _rope(local_base, local_keys, fields["head_dim"]),
         "max_model_len": k.size("max_position_embeddings"),  # already the extended length
         "windows": _windows(k, k.optional_size("sliding_window", 4096), lambda layer: (layer + 1) % pattern != 0),
-        "logit_softcap": k.optional_number("final_logit_softcapping"),
+        "logit_softcap": k.optional_positive("final_logit_softcapping"),
     }
 
 
@@ -368,15 +411,15 @@ def _phi3(k: _Keys) -> dict[str, Any]:
     keys = _rope_keys(k)
     if keys.values.get("type") == "yarn":  # how the first files of this family spelled longrope
         keys = _Keys(keys.values | {"type": "longrope"}, keys.path)
-    part = keys.number("partial_rotary_factor", k.number("partial_rotary_factor", 1.0))
-    rope = _rope(k, keys, int(head_dim * part))
+    part = keys.positive("partial_rotary_factor", k.positive("partial_rotary_factor", 1.0))
+    rope = _rope(k, keys, int(head_dim * min(part, 2.0)))  # above 1 is refused below
     return {
         "fused_projections": True,
         "head_dim": head_dim,
         "attention_scale": head_dim**-0.5,
         "rope": rope,
         "max_model_len": _context(k, rope),
-        "norm_eps": k.number("rms_norm_eps", 1e-5),
+        "norm_eps": k.positive("rms_norm_eps", 1e-5),
         "windows": (k.optional_size("sliding_window"),) * k.size("num_hidden_layers"),
     }
 
@@ -386,7 +429,7 @@ def _granite(k: _Keys) -> dict[str, Any]:
         "embedding_scale": k.number("embedding_multiplier", 1.0),
         "residual_scale": k.number("residual_multiplier", 1.0),
         "attention_scale": k.number("attention_multiplier", 1.0),
-        "logit_divisor": k.number("logits_scaling", 1.0),
+        "logit_divisor": k.positive("logits_scaling", 1.0),
     }
 
 
@@ -395,7 +438,7 @@ def _olmo2(k: _Keys) -> dict[str, Any]:
     return {
         "qkv_bias": bias,
         "o_bias": bias,
-        "norm_eps": k.number("rms_norm_eps", 1e-5),
+        "norm_eps": k.positive("rms_norm_eps", 1e-5),
         "norm_float32": True,
         "norm_names": POST_NORMS,
         "qk_norm": "full",

@@ -14,6 +14,7 @@ from tandem.errors import CheckpointError
 BUNDLED_MODEL = Path(__file__).parents[1] / "bundled"
 BUNDLED_NAME = "tandem-demo"
 WEIGHT_PATTERNS = ("*.safetensors", "*.safetensors.index.json")
+MAX_JSON_BYTES = 64 * 2**20
 TEXT_PATTERNS = ("*.json", "*.jinja", "*.model", "*.txt", "tokenizer*", "merges*", "vocab*")
 
 
@@ -37,18 +38,10 @@ class ModelFiles(msgspec.Struct, frozen=True, kw_only=True):
         Raises:
             CheckpointError: the file is malformed, or missing though ``required``.
         """
-        file = Path(self.path) / name
-        if not file.exists():
-            if required:
-                raise CheckpointError(f"{self.hub_id or self.path} has no {name}: it is not a model directory")
-            return {}
-        try:
-            value = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise CheckpointError(f"{file} is not valid JSON: {error}") from error
-        if not isinstance(value, dict):
-            raise CheckpointError(f"{file} does not hold a JSON object")
-        return value
+        value = read_json(Path(self.path) / name)
+        if value is None and required:
+            raise CheckpointError(f"{self.hub_id or self.path} has no {name}: it is not a model directory")
+        return value or {}
 
     def with_weights(self) -> Path:
         """The directory with the weights in it, fetched from the hub first if they come from there."""
@@ -57,20 +50,45 @@ class ModelFiles(msgspec.Struct, frozen=True, kw_only=True):
         return Path(_fetch(self.hub_id, self.revision, self.download_dir, WEIGHT_PATTERNS))
 
 
+def read_json(file: Path) -> dict[str, Any] | None:
+    """Read a JSON object; None if there is no such file.
+
+    Raises:
+        CheckpointError: it cannot be read, is malformed, or larger than any configuration.
+    """
+    try:
+        if file.stat().st_size > MAX_JSON_BYTES:
+            raise CheckpointError(f"{file} has more than {MAX_JSON_BYTES} bytes")
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{file} is not valid JSON: {error}") from error
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read: {error.strerror}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{file} does not hold a JSON object")
+    return value
+
+
 def locate(model: str, revision: str | None, download_dir: str | None) -> ModelFiles:
     """Find a model by directory or hub id and make its configuration and tokenizer files local.
 
-    The switches of ``huggingface_hub`` (``HF_HUB_OFFLINE``, ``HF_HOME``, ``HF_TOKEN``, …) are honoured.
+    The switches of ``huggingface_hub`` (``HF_HUB_OFFLINE``, ``HF_HOME``, ``HF_TOKEN``, …) apply.
 
     Raises:
         CheckpointError: there is no such directory, and the hub does not have it or cannot be reached.
     """
     if not model:
         return ModelFiles(path=str(BUNDLED_MODEL))
-    directory = Path(model).expanduser()
-    if directory.is_dir():
+    try:
+        directory = Path(model).expanduser()
+        is_directory, exists = directory.is_dir(), directory.exists()
+    except (OSError, RuntimeError) as error:
+        raise CheckpointError(f"{model!r} cannot be looked at: {error}") from error
+    if is_directory:
         return ModelFiles(path=str(directory.resolve()))
-    if directory.exists():
+    if exists:
         raise CheckpointError(f"{model} is a file; give the directory that holds config.json and *.safetensors")
     if model.count("/") != 1 or model.startswith((".", "/", "~")):
         raise CheckpointError(f"{model} is neither a directory nor a hub id such as org/name")

@@ -27,6 +27,10 @@ SANDWICH_NORMS: NormNames = (
 )
 
 
+MAX_MODEL_LEN = 2**24
+MAX_EXPERTS = 2**17  # of all layers together
+
+
 class RopeConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Rotary position embedding: the angle of a channel pair is the position times the pair's frequency.
 
@@ -212,22 +216,43 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
         return shapes
 
     def check(self) -> None:
-        """Raises CheckpointError where sizes contradict each other."""
+        """Raises CheckpointError where sizes contradict each other, or together are no model's."""
         if self.num_heads % self.num_kv_heads:
             raise CheckpointError(
                 f"config.json: num_attention_heads ({self.num_heads}) is not a multiple of "
                 f"num_key_value_heads ({self.num_kv_heads})"
             )
+        if not 1 <= self.max_model_len <= MAX_MODEL_LEN:
+            raise CheckpointError(
+                f"config.json: a context of {self.max_model_len} tokens; it must be at most {MAX_MODEL_LEN}, up to "
+                "which float32 knows each position"
+            )
         for rope in (self.rope, self.local_rope):
-            if rope is not None and (rope.rotary_dim % 2 or not 0 < rope.rotary_dim <= self.head_dim):
-                raise CheckpointError(
-                    f"config.json: {rope.rotary_dim} rotary channels of a head_dim of {self.head_dim}; must be even"
-                )
-            if rope is not None and rope.type == "longrope":
-                for name, factors in (("short_factor", rope.short_factor), ("long_factor", rope.long_factor)):
-                    if len(factors) != rope.rotary_dim // 2:
-                        raise CheckpointError(
-                            f"config.json: rope {name} has {len(factors)} numbers, needs {rope.rotary_dim // 2}"
-                        )
+            if rope is not None:
+                self._check_rope(rope)
         if self.moe is not None and self.moe.num_experts_per_tok > self.moe.num_experts:
             raise CheckpointError("config.json: num_experts_per_tok is above the number of experts")
+        if self.moe is not None and self.moe.num_experts * self.num_layers > MAX_EXPERTS:
+            raise CheckpointError(
+                f"config.json: {self.num_layers} layers of {self.moe.num_experts} experts are more than any model has"
+            )
+
+    def _check_rope(self, rope: RopeConfig) -> None:
+        if rope.rotary_dim % 2 or not 0 < rope.rotary_dim <= self.head_dim:
+            raise CheckpointError(
+                f"config.json: {rope.rotary_dim} rotary channels of a head_dim of {self.head_dim}; must be even"
+            )
+        if rope.theta <= 1:
+            raise CheckpointError(f"config.json: rope_theta must be above 1, got {rope.theta}")
+        if rope.type == "dynamic" and rope.rotary_dim == 2:
+            raise CheckpointError("config.json: dynamic RoPE scaling needs more than 2 rotary channels")
+        if rope.type == "llama3" and rope.low_freq_factor >= rope.high_freq_factor:
+            raise CheckpointError("config.json: rope low_freq_factor must be below high_freq_factor")
+        if rope.type == "longrope":
+            if rope.original_max_len < 2:
+                raise CheckpointError("config.json: original_max_position_embeddings must be at least 2")
+            for name, factors in (("short_factor", rope.short_factor), ("long_factor", rope.long_factor)):
+                if len(factors) != rope.rotary_dim // 2:
+                    raise CheckpointError(
+                        f"config.json: rope {name} has {len(factors)} numbers, needs {rope.rotary_dim // 2}"
+                    )

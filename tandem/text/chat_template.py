@@ -1,49 +1,48 @@
-"""Chat messages to a prompt, with a model's Jinja template in a sandbox.
+"""Chat messages to a prompt, with a model's Jinja template.
 
-The variables, filters and globals are those that templates on the hub rely on: ``messages``, ``tools``,
-``documents``, ``add_generation_prompt``, the special tokens, ``tojson``, ``raise_exception``, ``strftime_now``, loop
-controls and ``{% generation %}``.
+The variables that templates on the hub rely on: ``messages``, ``tools``, ``documents``, ``add_generation_prompt`` and
+the special tokens. Templates run in processes of their own (``template_process.py``).
 """
 
 from __future__ import annotations
 
-import json
-import re
-import time
-from collections.abc import Mapping, Sequence
-from datetime import datetime
+import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
-import jinja2.ext
-import jinja2.nodes
-import jinja2.parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+import msgspec
 
 from tandem.errors import ConfigError, RequestError
+from tandem.text.template_process import OF_CHECKPOINTS, OF_REQUESTS, TemplateProcesses
 
 Message = Mapping[str, Any]
-MAX_RENDER_SECONDS = 5.0
-MAX_RENDER_CHARS = 16 * 2**20
 RESERVED_VARIABLES = frozenset({"messages", "tools", "documents", "add_generation_prompt"})
+TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
+MAX_TEMPLATE_BYTES = 2**20
+# Marks where the text of a final message ends. A noncharacter: if somebody sends it, losing it is all that happens.
+END_OF_FINAL = "\ufdd1"
 
 
 class ChatTemplate:
-    """A compiled template.
+    """A template that compiles. Its methods may be called from any thread, and block.
 
     Args:
         source: Jinja text.
         special_tokens: offered to the template by role, such as ``bos_token``.
+        processes: where it runs; by default where those that requests bring do.
 
     Raises:
-        jinja2.TemplateError: the text is no valid template.
+        RequestError: the text is no valid template.
     """
 
-    def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
+    def __init__(
+        self, source: str, special_tokens: Mapping[str, str], processes: TemplateProcesses = OF_REQUESTS
+    ) -> None:
         self.source = source
         self._special_tokens = dict(special_tokens)
-        self._template = _environment().from_string(source)
+        self._processes = processes
+        processes.compile(source)
 
     def render(
         self,
@@ -54,6 +53,7 @@ class ChatTemplate:
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         variables: Mapping[str, Any] | None = None,
+        rewrite: Callable[[str], str] | None = None,
     ) -> str:
         """The prompt of a conversation; special tokens stand in it as text.
 
@@ -61,43 +61,50 @@ class ChatTemplate:
             messages: OpenAI-shaped; see ``plain_messages`` for what templates are given.
             continue_final_message: end the prompt inside the last message, for the model to go on with it.
             variables: further template variables (``chat_template_kwargs``).
+            rewrite: applied to every string that the template is given, except its special tokens.
 
         Raises:
             RequestError: the template refuses the conversation, or takes too long or too much room for it.
         """
-        clashes = RESERVED_VARIABLES & set(variables or {})
-        if clashes:
-            raise RequestError(f"chat_template_kwargs may not set {sorted(clashes)[0]}", "chat_template_kwargs")
         if continue_final_message and add_generation_prompt:
             message = "continue_final_message needs add_generation_prompt to be false"
             raise RequestError(message, "continue_final_message")
-        plain = plain_messages(messages)
+        _check_variables(variables or {}, tools, documents)
+        given = {
+            "messages": plain_messages(messages),
+            "tools": list(tools) if tools else None,
+            "documents": list(documents) if documents else None,
+        }
+        if rewrite is not None:
+            try:
+                given, variables = _rewritten(given, rewrite), _rewritten(variables or {}, rewrite)
+            except RecursionError as error:
+                raise RequestError("the conversation is nested too deeply", "messages") from error
         context = {
             **self._special_tokens,
             **(variables or {}),
-            "messages": plain,
-            "tools": list(tools) if tools else None,
-            "documents": list(documents) if documents else None,
+            **given,
             "add_generation_prompt": add_generation_prompt,
-            _DEADLINE: _Deadline(),
         }
-        try:
-            prompt = self._collect(context)
-        except RequestError:
-            raise
-        except _TEMPLATE_FAULTS as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise RequestError(f"the chat template refuses this conversation: {reason}", "messages") from error
-        return _cut_after_last(prompt, plain) if continue_final_message else prompt
+        if continue_final_message:
+            return self._render_up_to_final(context)
+        return self._processes.render(self.source, context)
 
-    def _collect(self, context: dict[str, Any]) -> str:
-        parts, size = [], 0
-        for part in self._template.generate(context):
-            size += len(part)
-            if size > MAX_RENDER_CHARS:
-                raise RequestError(f"the rendered prompt exceeds {MAX_RENDER_CHARS} characters", "messages")
-            parts.append(part)
-        return "".join(parts)
+    def _render_up_to_final(self, context: dict[str, Any]) -> str:
+        """The prompt up to the end of the last message's text, as the template shows it.
+
+        The text's end is marked, and whitespace after it follows the mark: what of that a template strips, it strips
+        there as it would without the mark.
+        """
+        *before, final = context["messages"] or [{"content": ""}]
+        text = final["content"].rstrip()
+        trailing = final["content"][len(text) :]
+        marked = [*before, {**final, "content": text + END_OF_FINAL + trailing}]
+        rendered = self._processes.render(self.source, {**context, "messages": marked})
+        prompt, mark, after = rendered.rpartition(END_OF_FINAL)
+        if not mark or not text:
+            raise RequestError("the chat template does not show the last message's text", "continue_final_message")
+        return prompt.replace(END_OF_FINAL, "") + os.path.commonprefix([trailing, after])
 
 
 def load_chat_template(option: str | None, own: str | None, special_tokens: Mapping[str, str]) -> ChatTemplate | None:
@@ -106,34 +113,64 @@ def load_chat_template(option: str | None, own: str | None, special_tokens: Mapp
     Raises:
         ConfigError: the option names no file and is no template, or the template does not compile.
     """
-    source = own
-    if option is not None:
-        looks_like_text = "{" in option or "\n" in option
-        path = Path(option)
-        if not looks_like_text and not path.is_file():
-            raise ConfigError("--chat-template", f"there is no file {option}, and it is not a template's text")
-        source = option if looks_like_text else path.read_text(encoding="utf-8")
+    source = own if option is None else _template_of_option(option)
     if source is None:
         return None
     try:
-        return ChatTemplate(source, special_tokens)
-    except jinja2.TemplateError as error:
-        raise ConfigError("--chat-template", f"the template does not compile: {error}") from error
+        return ChatTemplate(source, special_tokens, OF_CHECKPOINTS)
+    except RequestError as error:
+        raise ConfigError("--chat-template", str(error)) from error
+
+
+def _template_of_option(option: str) -> str:
+    if "{" in option or "\n" in option:
+        return option
+    path = Path(option)
+    try:
+        if not path.is_file():
+            raise ConfigError("--chat-template", f"there is no file {option}, and it is not a template's text")
+        return read_template(path)
+    except (OSError, ValueError) as error:
+        raise ConfigError("--chat-template", f"{option} cannot be read as text: {error}") from error
+
+
+def read_template(file: Path) -> str:
+    """The text of a template's file.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is not UTF-8, or larger than any template.
+    """
+    if file.stat().st_size > MAX_TEMPLATE_BYTES:
+        raise ValueError(f"it is larger than {MAX_TEMPLATE_BYTES} bytes")
+    return file.read_text(encoding="utf-8")
+
+
+def _check_variables(variables: Mapping[str, Any], tools: Any, documents: Any) -> None:
+    clashes = RESERVED_VARIABLES & set(variables)
+    if clashes:
+        raise RequestError(f"chat_template_kwargs may not set {sorted(clashes)[0]}", "chat_template_kwargs")
+    for name, value in (("tools", tools), ("documents", documents)):
+        if value is not None and not _is_list_of_objects(value):
+            raise RequestError(f"{name} must be a list of objects", name)
 
 
 def plain_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
     """Messages as templates expect them: text parts joined, tool-call arguments as objects, ``None`` left out.
 
     Raises:
-        RequestError: a content part is not text, or tool-call arguments are not a JSON object.
+        RequestError: a message is malformed, a part is not text, or tool-call arguments are no JSON object.
     """
     plain = []
     for i, message in enumerate(messages):
+        if not isinstance(message, Mapping):
+            raise RequestError("a message must be an object with a role and content", f"messages[{i}]")
         fields = {k: v for k, v in message.items() if v is not None}
+        if not isinstance(fields.get("role", ""), str):
+            raise RequestError("a role must be a string such as user", f"messages[{i}].role")
         fields["content"] = _plain_content(fields.get("content"), i)
         if "tool_calls" in fields:
-            calls = [_plain_call(call, i, j) for j, call in enumerate(fields["tool_calls"])]
-            fields["tool_calls"] = calls
+            fields["tool_calls"] = _plain_calls(fields["tool_calls"], i)
         plain.append(fields)
     return plain
 
@@ -143,127 +180,54 @@ def _plain_content(content: Any, i: int) -> str:
         return ""
     if isinstance(content, str):
         return content
+    if not _is_list_of_objects(content):
+        raise RequestError("content must be a string or a list of content parts", f"messages[{i}].content")
     texts = []
     for part in content:
         kind = part.get("type", "text")
-        key = "refusal" if kind == "refusal" else "text"
-        if kind not in ("text", "input_text", "output_text", "refusal") or not isinstance(part.get(key), str):
+        text = part.get(TEXT_PARTS.get(kind)) if isinstance(kind, str) else None
+        if not isinstance(text, str):
             message = f"this model reads text only, not a content part of type {kind!r}"
             raise RequestError(message, f"messages[{i}].content")
-        texts.append(part[key])
+        texts.append(text)
     return "\n".join(texts)
 
 
-def _plain_call(call: Mapping[str, Any], i: int, j: int) -> dict[str, Any]:
-    function = dict(call.get("function") or {})
+def _plain_calls(calls: Any, i: int) -> list[dict[str, Any]]:
+    if not _is_list_of_objects(calls):
+        raise RequestError("tool_calls must be a list of objects", f"messages[{i}].tool_calls")
+    return [_plain_call(call, f"messages[{i}].tool_calls[{j}].function") for j, call in enumerate(calls)]
+
+
+def _plain_call(call: Mapping[str, Any], param: str) -> dict[str, Any]:
+    function = call.get("function") or {}
+    if not isinstance(function, Mapping):
+        raise RequestError("a tool call's function must be an object", param)
     arguments = function.get("arguments", {})
     if isinstance(arguments, str):
         try:
-            arguments = json.loads(arguments or "{}")
-        except ValueError as error:
-            param = f"messages[{i}].tool_calls[{j}].function.arguments"
-            raise RequestError("tool-call arguments must be a JSON object in a string", param) from error
-    function["arguments"] = arguments
-    return {**call, "function": function}
+            arguments = msgspec.json.decode(arguments or "{}")
+        except (ValueError, RecursionError) as error:
+            raise _no_object(f"{param}.arguments") from error
+    if not isinstance(arguments, Mapping):
+        raise _no_object(f"{param}.arguments")
+    return {**call, "function": {**function, "arguments": arguments}}
 
 
-def _cut_after_last(prompt: str, messages: list[dict[str, Any]]) -> str:
-    final = messages[-1]["content"].strip() if messages else ""
-    at = prompt.rfind(final) if final else -1
-    if at < 0:
-        raise RequestError("the chat template does not show the last message's text", "continue_final_message")
-    return prompt[: at + len(final)]
+def _no_object(param: str) -> RequestError:
+    return RequestError("tool-call arguments must be a JSON object in a string", param)
 
 
-# what a template can run into with messages it was not written for
-_TEMPLATE_FAULTS = (
-    jinja2.TemplateError,
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    MemoryError,
-    RecursionError,
-    TypeError,
-    ValueError,
-)
-_WIDE_FIELD = re.compile(r"[%:{*.][^}%]*\d{6}")
-_DEADLINE = "_deadline"
+def _is_list_of_objects(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and all(isinstance(item, Mapping) for item in value)
 
 
-class _Deadline:
-    """Called once in each round of each loop; ends a rendering that has run too long."""
-
-    def __init__(self) -> None:
-        self._at = time.monotonic() + MAX_RENDER_SECONDS
-
-    def __call__(self) -> str:
-        if time.monotonic() > self._at:
-            raise RequestError(f"the chat template ran for more than {MAX_RENDER_SECONDS:g} s", "messages")
-        return ""
-
-
-class _Sandbox(ImmutableSandboxedEnvironment):
-    """No attribute access beyond plain data, no unbounded products, no unbounded loops."""
-
-    intercepted_binops = frozenset({"*", "**", "%"})
-
-    def call(self, context: Any, callee: Any, *args: Any, **kwargs: Any) -> Any:
-        pattern = getattr(callee, "__self__", None)  # of str.format
-        too_wide = isinstance(pattern, str) and _WIDE_FIELD.search(pattern)
-        if too_wide or any(isinstance(arg, int) and arg > MAX_RENDER_CHARS for arg in (*args, *kwargs.values())):
-            raise RequestError("the chat template calls for too long a text", "messages")
-        return super().call(context, callee, *args, **kwargs)
-
-    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        for a, b in ((left, right), (right, left)):
-            repeats = operator == "*" and isinstance(a, (str, bytes, list, tuple)) and isinstance(b, int)
-            if repeats and len(a) * b > MAX_RENDER_CHARS:
-                raise RequestError("the chat template repeats a text too often", "messages")
-        if operator == "%" and isinstance(left, str) and _WIDE_FIELD.search(left):
-            raise RequestError("the chat template formats too wide a field", "messages")
-        if operator == "**" and isinstance(right, (int, float)) and abs(right) > 64:
-            raise RequestError("the chat template raises to too high a power", "messages")
-        return super().call_binop(context, operator, left, right)
-
-    def _parse(self, source: str, name: str | None, filename: str | None) -> jinja2.nodes.Template:
-        tree = super()._parse(source, name, filename)
-        nodes = jinja2.nodes
-        bodies: list[nodes.For | nodes.Macro] = [*tree.find_all(nodes.For), *tree.find_all(nodes.Macro)]
-        for loop in bodies:
-            check = nodes.Call(nodes.Name(_DEADLINE, "load"), [], [], None, None, lineno=loop.lineno)
-            loop.body.insert(0, nodes.Output([check], lineno=loop.lineno))
-        tree.set_environment(self)
-        return tree
-
-
-class _GenerationTag(jinja2.ext.Extension):
-    """``{% generation %}…{% endgeneration %}`` marks answers for training; here it is only its contents."""
-
-    tags = {"generation"}
-
-    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
-        next(parser.stream)
-        return list(parser.parse_statements(("name:endgeneration",), drop_needle=True))
-
-
-def _environment() -> ImmutableSandboxedEnvironment:
-    environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, jinja2.ext.loopcontrols])
-    environment.filters["tojson"] = _tojson
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    return environment
-
-
-def _tojson(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """JSON as it is written in prompts: unlike Jinja's own filter, nothing is escaped for HTML."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _raise_exception(message: str) -> None:
-    raise jinja2.TemplateError(message)
+def _rewritten(value: Any, rewrite: Callable[[str], str]) -> Any:
+    """A copy of plain data with each string, keys among them, rewritten."""
+    if isinstance(value, str):
+        return rewrite(value)
+    if isinstance(value, Mapping):
+        return {_rewritten(key, rewrite): _rewritten(item, rewrite) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_rewritten(item, rewrite) for item in value]
+    return value

@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tandem.errors import RequestError
 from tandem.text.chat_template import ChatTemplate, Message
+from tandem.text.special_tokens import SpecialTokenEscaper
 from tandem.text.tokenizer import Tokenizer
 
 
 class ConversationEncoder:
     """Encodes conversations for one model. Its methods may be called from any thread, and take as long as they take.
 
+    Special tokens are what the template writes. Those that stand in messages, tools, documents or variables are text
+    that somebody has typed, and are encoded as such: nobody can forge a turn.
+
     Args:
         tokenizer: the model's.
         template: the model's or the server's; None if there is none.
+        allow_special_tokens: those in the conversation count, too.
     """
 
-    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate | None) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, template: ChatTemplate | None, *, allow_special_tokens: bool = False
+    ) -> None:
         self._tokenizer = tokenizer
         self._template = template
+        self._escaper = None if allow_special_tokens else SpecialTokenEscaper(tokenizer.special_token_texts)
 
     def encode(
         self,
@@ -33,6 +41,7 @@ class ConversationEncoder:
         continue_final_message: bool = False,
         add_special_tokens: bool = False,
         variables: Mapping[str, Any] | None = None,
+        measure: Callable[[str], None] | None = None,
     ) -> list[int]:
         """Token ids of a conversation.
 
@@ -40,6 +49,7 @@ class ConversationEncoder:
             template: instead of the model's.
             add_special_tokens: the tokenizer's own frame around what the template makes.
             variables: further variables of the template.
+            measure: called with the rendered text before it is tokenized; what it raises refuses the conversation.
 
         Raises:
             RequestError: there is no template, or it refuses the conversation.
@@ -47,6 +57,15 @@ class ConversationEncoder:
         chosen = template or self._template
         if chosen is None:
             raise RequestError("this model has no chat template", "messages", "unsupported_parameter")
+        has_breaks = False
+
+        def escape(text: str) -> str:
+            nonlocal has_breaks
+            assert self._escaper is not None
+            escaped = self._escaper.escape(text)
+            has_breaks |= escaped is not text
+            return escaped
+
         text = chosen.render(
             messages,
             tools=tools,
@@ -54,5 +73,10 @@ class ConversationEncoder:
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
             variables=variables,
+            rewrite=None if self._escaper is None else escape,
         )
+        if measure is not None:
+            measure(text)
+        if has_breaks or (self._escaper is not None and self._tokenizer.normalizes_special_tokens):
+            return self._tokenizer.encode_escaped(text, add_special_tokens)
         return self._tokenizer.encode(text, add_special_tokens)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import re
 import subprocess
 import sys
@@ -13,12 +15,20 @@ from typing import Any
 
 from tokenizers import Tokenizer as FastTokenizer
 
-from tandem.errors import CheckpointError
+from tandem.errors import CheckpointError, RequestError
+from tandem.models.hub import read_json
+from tandem.text.byte_level import BYTE_OF_CHARACTER
+from tandem.text.chat_template import read_template
+from tandem.text.special_tokens import BREAK, ESCAPED_BREAK
+from tandem.text.token_lengths import longest_token
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+SPECIAL_ROLES = {f"{role}_token" for role in ("bos", "eos", "unk", "pad", "sep", "cls", "mask")}
+CONVERSION_SECONDS = 300.0
 # Runs in a process of its own, because it imports transformers and with it torch.
 _CONVERT = """
-import sys
+import resource, sys
+resource.setrlimit(resource.RLIMIT_DATA, (8 << 30, 8 << 30))
 from transformers import AutoTokenizer
 AutoTokenizer.from_pretrained(sys.argv[1]).backend_tokenizer.save(sys.argv[2])
 """
@@ -31,6 +41,9 @@ class Tokenizer:
         eos_token_id: end of sequence, or None if the tokenizer names none.
         special_tokens: ``bos_token``, ``eos_token`` … as text, for chat templates.
         chat_template: the checkpoint's template, or None.
+        special_token_texts: how special tokens are written, those that ``tokenizer_config.json`` alone calls special
+            among them.
+        normalizes_special_tokens: some are looked for in normalized text, where other spellings of them match.
     """
 
     def __init__(self, fast: FastTokenizer, config: dict[str, Any], chat_template: str | None = None) -> None:
@@ -40,9 +53,19 @@ class Tokenizer:
         self.special_tokens = _special_tokens(config)
         self.chat_template = chat_template
         eos = self.special_tokens.get("eos_token")
-        self.eos_token_id: int | None = None if eos is None else fast.token_to_id(str(eos))
+        self.eos_token_id: int | None = None if eos is None else fast.token_to_id(eos)
         self._added = fast.get_added_tokens_decoder()
         self._special = frozenset(i for i, token in self._added.items() if token.special)
+        named = {*self.special_tokens.values(), *_additional_special_tokens(config)}
+        self.special_token_texts = frozenset(
+            str(token.content) for token in self._added.values() if token.special or token.content in named
+        )
+        spec = json.loads(fast.to_str())
+        self.normalizes_special_tokens = spec["normalizer"] is not None and any(
+            token["content"] in self.special_token_texts and token["normalized"] for token in spec["added_tokens"]
+        )
+        self._longest_token = longest_token(spec, fast.get_vocab())
+        self._is_byte_level = _decodes_byte_level(spec["decoder"])
 
     @classmethod
     def from_directory(cls, path: str | Path) -> Tokenizer:
@@ -52,13 +75,8 @@ class Tokenizer:
             CheckpointError: the files are missing or malformed.
         """
         path = Path(path)
-        config_file = path / "tokenizer_config.json"
-        try:
-            config = json.loads(config_file.read_text(encoding="utf-8")) if config_file.exists() else {}
-            fast = _load(path)
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"the tokenizer of {path} is malformed: {error}") from error
-        return cls(fast, config, _chat_template(path, config))
+        config = read_json(path / "tokenizer_config.json") or {}
+        return cls(_load(path), config, _chat_template(path, config))
 
     @property
     def vocab_size(self) -> int:
@@ -75,11 +93,24 @@ class Tokenizer:
         """Special tokens and those added as whole words."""
         return frozenset(self._added)
 
+    def fewest_tokens(self, num_bytes: int) -> int:
+        """A lower bound of the number of tokens of any text of so many UTF-8 bytes, known without looking at it.
+
+        0 if a tokenizer may drop text, or make one token of any amount of it.
+        """
+        return math.ceil(num_bytes / self._longest_token)
+
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of ``text``; with the tokenizer's own frame, such as a leading BOS, if asked."""
-        # unlike ``encode`` this lets other threads run meanwhile, and keeps no offsets
-        (encoding,) = self._fast.encode_batch_fast([text], add_special_tokens=add_special_tokens)
-        return list(encoding.ids)
+        """Token ids of ``text``; with the tokenizer's own frame, such as a leading BOS, if asked.
+
+        Raises:
+            RequestError: it is no valid Unicode.
+        """
+        return _encode(self._fast, text, add_special_tokens)
+
+    def encode_escaped(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of ``text`` without its ``BREAK``s; only those special tokens count that hold none."""
+        return _encode(self._breaking, text, add_special_tokens)
 
     def decode(self, token_ids: list[int], skip_special_tokens: bool = False) -> str:
         """The text of a whole sequence, as the tokenizer's own decoder gives it."""
@@ -102,7 +133,7 @@ class Tokenizer:
     def _piece_bytes(self, piece: str) -> bytes:
         if self._is_byte_level:
             try:
-                return bytes(_BYTE_OF_CHAR[c] for c in piece)
+                return bytes(BYTE_OF_CHARACTER[c] for c in piece)
             except KeyError:
                 return piece.encode()
         if match := _BYTE_TOKEN.fullmatch(piece):
@@ -110,10 +141,32 @@ class Tokenizer:
         return piece.replace("▁", " ").encode()
 
     @cached_property
-    def _is_byte_level(self) -> bool:
-        decoder = json.loads(self._fast.to_str())["decoder"] or {}
-        parts = decoder.get("decoders", [decoder])
-        return any(part.get("type") == "ByteLevel" for part in parts)
+    def _breaking(self) -> FastTokenizer:
+        """The same tokenizer, which looks for special tokens in the text as it is, and only then removes breaks.
+
+        Made when it is first needed: it takes the memory of another tokenizer.
+        """
+        spec = json.loads(self._fast.to_str())
+        for token in spec["added_tokens"]:
+            token["normalized"] &= token["content"] not in self.special_token_texts
+        removals = [{"type": "Replace", "pattern": {"String": s}, "content": ""} for s in (BREAK, ESCAPED_BREAK)]
+        normalizers = [*removals, *([spec["normalizer"]] if spec["normalizer"] else [])]
+        spec["normalizer"] = {"type": "Sequence", "normalizers": normalizers}
+        return FastTokenizer.from_str(json.dumps(spec))
+
+
+def _encode(fast: FastTokenizer, text: str, add_special_tokens: bool) -> list[int]:
+    # unlike ``encode`` this lets other threads run meanwhile, and keeps no offsets
+    try:
+        (encoding,) = fast.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+    except TypeError as error:
+        raise RequestError("a text must be a string without lone surrogates") from error
+    return list(encoding.ids)
+
+
+def _decodes_byte_level(decoder: dict[str, Any] | None) -> bool:
+    parts = (decoder or {}).get("decoders", [decoder or {}])
+    return any(part.get("type") == "ByteLevel" for part in parts)
 
 
 def _load(path: Path) -> FastTokenizer:
@@ -124,8 +177,16 @@ def _load(path: Path) -> FastTokenizer:
         raise CheckpointError(f"{path} has no tokenizer; name another directory with --tokenizer")
     with tempfile.TemporaryDirectory() as directory:
         converted = Path(directory) / "tokenizer.json"
-        command = [sys.executable, "-c", _CONVERT, str(path), str(converted)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        # -P: nothing that lies in the working directory is imported
+        command = [sys.executable, "-P", "-c", _CONVERT, str(path), str(converted)]
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+        try:
+            done = subprocess.run(
+                command, capture_output=True, text=True, check=False, env=environment, timeout=CONVERSION_SECONDS
+            )
+        except subprocess.TimeoutExpired as error:
+            message = f"the tokenizer of {path} cannot be converted within {CONVERSION_SECONDS:g} s"
+            raise CheckpointError(message) from error
         if done.returncode:
             reason = (done.stderr.strip().splitlines() or ["unknown reason"])[-1]
             raise CheckpointError(f"the tokenizer of {path} cannot be converted: {reason}")
@@ -147,25 +208,36 @@ def _special_tokens(config: dict[str, Any]) -> dict[str, str]:
             content = value.get("content") if isinstance(value, dict) else value
             if isinstance(content, str):
                 tokens[role] = content
+            elif role in SPECIAL_ROLES and value is not None:
+                raise CheckpointError(f"tokenizer_config.json: {role} must be a string or an object with a content")
     return tokens
+
+
+def _additional_special_tokens(config: dict[str, Any]) -> set[str]:
+    """Those without a role of their own."""
+    listed = [config.get(key) for key in ("additional_special_tokens", "extra_special_tokens")]
+    values = [value for values in listed if isinstance(values, (list, dict)) for value in _values(values)]
+    contents = [value.get("content") if isinstance(value, dict) else value for value in values]
+    return {content for content in contents if isinstance(content, str)}
+
+
+def _values(collection: list[Any] | dict[str, Any]) -> list[Any]:
+    return list(collection.values()) if isinstance(collection, dict) else collection
 
 
 def _chat_template(path: Path, config: dict[str, Any]) -> str | None:
     file = path / "chat_template.jinja"
     if file.exists():
-        return file.read_text(encoding="utf-8")
+        try:
+            return read_template(file)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{file} cannot be read as text: {error}") from error
     template = config.get("chat_template")
     if isinstance(template, list):  # several named templates
-        named = {entry["name"]: entry["template"] for entry in template}
-        template = named.get("default")
-    return template if isinstance(template, str) else None
-
-
-def _byte_level_alphabet() -> dict[str, int]:
-    """GPT-2's printable stand-ins for the 256 bytes, reversed (Radford et al., 2019, ``bytes_to_unicode``)."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = [b for b in range(256) if b not in printable]
-    return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
-
-
-_BYTE_OF_CHAR = _byte_level_alphabet()
+        try:
+            template = {entry["name"]: entry["template"] for entry in template}.get("default")
+        except (TypeError, KeyError) as error:
+            raise CheckpointError("tokenizer_config.json: chat_template must list names and templates") from error
+    if template is not None and not isinstance(template, str):
+        raise CheckpointError("tokenizer_config.json: chat_template must be a string or a list of named ones")
+    return template

@@ -1,16 +1,16 @@
-"""What templates are given, and what they are kept from."""
+"""What templates are given, and where the prompt of a continued message ends."""
 
 from __future__ import annotations
 
-import contextlib
-import time
+from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tandem.errors import ConfigError, RequestError
-from tandem.text import chat_template
-from tandem.text.chat_template import ChatTemplate, load_chat_template, plain_messages
+from tandem.text.chat_template import END_OF_FINAL, ChatTemplate, load_chat_template, plain_messages
 
 CHATML = (
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>\n{% endfor %}"
@@ -33,6 +33,14 @@ def test_special_tokens_tools_documents_and_variables_reach_the_template() -> No
     tools, documents = [{"name": "é<>"}], [{"text": "d"}]
     text = render(source, tools=tools, documents=documents, variables={"style": "brief"})
     assert text == '<s>[{"name": "é<>"}][{"text": "d"}]brief'
+
+
+@pytest.mark.parametrize("name", ["tools", "documents"])
+@pytest.mark.parametrize("value", ["f", 5, {"a": 1}, [1], [print]], ids=repr)
+def test_tools_and_documents_are_lists_of_objects(name: str, value: Any) -> None:
+    with pytest.raises(RequestError, match=f"{name} must be a list") as refusal:
+        render(CHATML, **{name: value})
+    assert refusal.value.param == name
 
 
 def test_absent_tools_are_none() -> None:
@@ -65,61 +73,103 @@ def test_tool_call_arguments_become_objects() -> None:
     assert plain["tool_calls"][0]["function"]["arguments"] == {"x": 1}
     assert plain["content"] == ""
     assert call["function"]["arguments"] == '{"x": 1}', "the caller's message was changed"
-    call["function"]["arguments"] = "{x"
-    with pytest.raises(RequestError, match="JSON object"):
-        plain_messages([{"role": "assistant", "tool_calls": [call]}])
+    for malformed in ("{x", "[1]", '"text"', "1", "NaN", '{"x": NaN}', '{"x": "\\ud800"}', "[" * 100_000, [1], 1):
+        bad = {"id": "1", "type": "function", "function": {"name": "f", "arguments": malformed}}
+        with pytest.raises(RequestError, match="JSON object") as refusal:
+            plain_messages([{"role": "assistant", "tool_calls": [call, bad]}])
+        assert refusal.value.param == "messages[0].tool_calls[1].function.arguments"
 
 
-def test_the_last_message_can_be_continued() -> None:
+@pytest.mark.parametrize(
+    "message",
+    [
+        "hello",
+        None,
+        {"role": 1},
+        {"role": "user", "content": 1},
+        {"role": "user", "content": b"bytes"},
+        {"role": "user", "content": ["text"]},
+        {"role": "user", "content": [{"type": ["text"], "text": "x"}]},
+        {"role": "user", "content": [{"type": "text", "text": 1}]},
+        {"role": "assistant", "tool_calls": "f"},
+        {"role": "assistant", "tool_calls": [1]},
+        {"role": "assistant", "tool_calls": [{"function": "f"}]},
+        {"role": "user", "content": "\ud800"},
+        {"role": "user", "content": "x", "name": object()},
+    ],
+)
+def test_a_malformed_message_is_refused(message: Any) -> None:
+    with pytest.raises(RequestError) as refusal:
+        render(CHATML, [*HELLO, message])
+    assert (refusal.value.param or "").startswith("messages")
+
+
+# how templates on the hub show content: as it is, stripped in several ways, in parts, and with the role after it
+SHOWN = {
+    "as it is": "{{ m.content }}",
+    "trimmed": "{{ m.content | trim }}",
+    "stripped": "{{ m.content.strip() }} ",
+    "without newlines at its ends": "{{ m.content.strip('\\n') }}\n",
+    "without spaces at its end": "{{ m.content.rstrip(' ') }}",
+    "after reasoning": "{{ m.content.split('</think>')[-1].lstrip('\\n') }}",
+    "twice": "{{ m.content }}|{{ m.content }}",
+    "as JSON": "{{ m.content | tojson }}",
+}
+TEXTS = st.text(max_size=12).filter(lambda text: END_OF_FINAL not in text) | st.text("<|im_end>de \n", max_size=12)
+
+
+def shown_by(how: str) -> str:
+    return "{% for m in messages %}<|im_start|>{{ m.role }}\n" + SHOWN[how] + "<|im_end|>\n{% endfor %}"
+
+
+@pytest.mark.parametrize("how", SHOWN)
+@given(
+    text=TEXTS.filter(lambda text: text.strip() and text.isprintable()),
+    before=TEXTS,
+    after=st.text(" \n", max_size=3),
+)
+def test_a_continued_prompt_is_the_part_of_the_whole_that_ends_with_the_last_text(
+    how: str, text: str, before: str, after: str
+) -> None:
+    messages = [{"role": "user", "content": before}, {"role": "assistant", "content": text + after}]
+    template = shown_by(how)
+    whole = render(template, messages, add_generation_prompt=False)
+    prompt = render(template, messages, add_generation_prompt=False, continue_final_message=True)
+    assert whole.startswith(prompt)
+    if how == "as it is":
+        assert prompt.endswith(text + after) and whole == prompt + "<|im_end|>\n"
+    elif how == "as JSON":
+        assert whole.count("\n", len(prompt)) == 1
+    elif how != "after reasoning":
+        assert prompt.rstrip().endswith(text.strip())
+        assert set(whole[len(prompt) : -len("<|im_end|>\n")]) <= {" ", "\n"}
+
+
+@pytest.mark.parametrize("text", ["im", "end", "e", "d", "|", ">", "<", "n|>", "assistant", "Once upon"])
+def test_a_last_message_that_ends_like_the_end_marker_is_continued_at_its_end(text: str) -> None:
+    messages = [*HELLO, {"role": "assistant", "content": text}]
+    prompt = render(shown_by("as it is"), messages, add_generation_prompt=False, continue_final_message=True)
+    assert prompt == f"<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n{text}"
+
+
+def test_a_continued_message_must_be_shown_and_excludes_a_generation_prompt() -> None:
     messages = [*HELLO, {"role": "assistant", "content": "Once upon"}]
-    text = render(CHATML, messages, add_generation_prompt=False, continue_final_message=True)
-    assert text == "<|user|>Hello<|end|>\n<|assistant|>Once upon"
     with pytest.raises(RequestError, match="continue_final_message"):
         render(CHATML, messages, continue_final_message=True)
+    for source, given_messages in [
+        ("{{ messages[0].content }}", messages),
+        (CHATML, [{"role": "user"}]),
+        (CHATML, []),
+    ]:
+        with pytest.raises(RequestError, match="does not show") as refusal:
+            render(source, given_messages, add_generation_prompt=False, continue_final_message=True)
+        assert refusal.value.param == "continue_final_message"
 
 
 @pytest.mark.parametrize("name", ["messages", "tools", "documents", "add_generation_prompt"])
 def test_variables_cannot_replace_the_conversation(name: str) -> None:
     with pytest.raises(RequestError, match=name):
         render(CHATML, variables={name: []})
-
-
-@pytest.mark.parametrize(
-    "source",
-    [
-        "{{ ''.__class__.__mro__ }}",
-        "{{ messages.__class__ }}",
-        "{{ raise_exception.__globals__ }}",
-        "{{ messages.append(1) }}",
-        "{{ 'x' * 10 ** 9 }}",
-        "{{ [0] * 10 ** 9 }}",
-        "{{ 9 ** 9 ** 9 }}",
-        "{% for i in range(10 ** 9) %}x{% endfor %}",
-        "{% for i in range(99999) %}{{ 'x' * 9999 }}{% endfor %}",
-        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
-        "{{ '%999999999d' % 1 }}",
-        "{{ '{:>999999999}'.format(1) }}",
-        "{{ 'x'.ljust(10 ** 9) }}",
-        "{{ 'x' | center(10 ** 9) }}",
-        "{{ 'x' | indent(10 ** 9) }}",
-    ],
-)
-def test_a_hostile_template_is_cut_off_quickly(source: str) -> None:
-    start = time.monotonic()
-    text = ""
-    with contextlib.suppress(RequestError):
-        text = render(source)
-    assert len(text) < 1000
-    assert time.monotonic() - start < 7
-
-
-def test_a_loop_without_output_is_cut_off_by_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chat_template, "MAX_RENDER_SECONDS", 0.3)
-    loop = "{% for i in range(99999) %}{% for j in range(99999) %}{% set x = i * j %}{% endfor %}{% endfor %}"
-    start = time.monotonic()
-    with pytest.raises(RequestError, match="ran for more than"):
-        render(loop)
-    assert time.monotonic() - start < 2
 
 
 def test_the_option_is_a_file_or_text(tmp_path: Any) -> None:
@@ -132,7 +182,22 @@ def test_the_option_is_a_file_or_text(tmp_path: Any) -> None:
     assert load_chat_template(None, None, {}) is None
 
 
-@pytest.mark.parametrize("option", ["no/such/file", "{% for %}"])
-def test_an_option_that_is_neither_is_refused(option: str) -> None:
-    with pytest.raises(ConfigError, match="--chat-template"):
-        load_chat_template(option, None, {})
+def test_an_option_that_is_neither_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "latin").write_bytes(b"\xe9\xff")
+    (tmp_path / "huge").write_bytes(b"x" * 2**21)
+    for option in (
+        "no/such/file",
+        "{% for %}",
+        str(tmp_path),
+        str(tmp_path / "latin"),
+        str(tmp_path / "huge"),
+        "a\0",
+    ):
+        with pytest.raises(ConfigError, match="--chat-template") as refusal:
+            load_chat_template(option, None, {})
+        assert "\n" not in str(refusal.value)
+
+
+def test_a_checkpoints_template_that_does_not_compile_is_refused_at_load() -> None:
+    with pytest.raises(ConfigError, match="does not compile"):
+        load_chat_template(None, "{{ 'x' * 10 ** 10", {})

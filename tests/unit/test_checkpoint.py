@@ -88,15 +88,38 @@ def test_shards_without_index(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("index", "message"),
     [
-        ("{", "is not an index of safetensors"),
-        ("[]", "is not an index of safetensors"),
+        ("{", "is not valid JSON"),
+        ("[]", "does not hold a JSON object"),
         ('{"weight_map": {"a": "../../secret.safetensors"}}', "which is not a file beside it"),
         ('{"weight_map": {"a": 3}}', "which is not a file beside it"),
+        ('{"weight_map": {"a": ["x"]}}', "which is not a file beside it"),
+        ('{"weight_map": {"a": ".."}}', "files that are not there"),
+        ('{"weight_map": {"a": ""}}', "files that are not there"),
+        ('{"weight_map": {"a": "x\\u0000"}}', "files that are not there"),
+        ('{"weight_map": {}}', "the checkpoint lacks"),
+        ('{"weight_map": []}', "is not an index of safetensors"),
+        ("[" * 100_000, "is not valid JSON"),
+        ("\udcff", "is not valid JSON"),
     ],
 )
 def test_a_bad_index(tmp_path: Path, index: str, message: str) -> None:
-    (tmp_path / "model.safetensors.index.json").write_text(index)
+    (tmp_path / "model.safetensors.index.json").write_text(index, errors="surrogateescape")
     assert message in error_of(config_of(tmp_path))
+
+
+def test_directories_in_place_of_files(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").mkdir()
+    assert "model.safetensors is truncated or damaged" in error_of(config_of(tmp_path))
+    (tmp_path / "model.safetensors.index.json").mkdir()
+    assert "model.safetensors.index.json cannot be read" in error_of(config_of(tmp_path))
+
+
+def test_a_header_of_gigabytes_is_not_read(tmp_path: Path) -> None:
+    config = config_of(tmp_path)
+    with (tmp_path / "model.safetensors").open("wb") as file:
+        file.write((2**33).to_bytes(8, "little"))
+        file.truncate(2**33 + 8)
+    assert error_of(config).startswith("model.safetensors is truncated or damaged: ")
 
 
 def test_tied_embeddings_need_no_output_matrix(tmp_path: Path) -> None:

@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
-import argparse
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from server.config import ServerConfig
 from tandem.cli import main as cli
 from tandem.cli import serve
+from tandem.cli.parser import Parser
 from tandem.errors import ConfigError
 
 
 def parse(*argv: str) -> ServerConfig:
-    parser = argparse.ArgumentParser()
+    parser = Parser()
     serve.add_command(parser.add_subparsers())
-    return serve.server_config(parser.parse_args(serve.expand_config_file(["serve", *argv])))
+    return serve.server_config(parser.parse_args(["serve", *argv]))
 
 
-def test_the_defaults_of_the_command_line_are_those_of_the_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True)
+def no_keys_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in serve.KEY_VARIABLES:
         monkeypatch.delenv(name, raising=False)
+
+
+def test_the_defaults_of_the_command_line_are_those_of_the_configuration() -> None:
     assert parse() == ServerConfig()
 
 
 def test_options_reach_the_field_of_their_name() -> None:
-    listening = ["--host", "::1", "--port", "0", "--api-key", "a", "b", "--api-key", "c"]
+    listening = ["--host", "::1", "--port", "0", "--api-key", "a", "--api-key", "b", "--api-key=c"]
     listening += ["--served-model-name", "x", "y"]
     loading = ["some/model", "--max-model-len", "8k", "--dtype", "half", "--seed", "7"]
     serving = ["--root-path", "/p", "--shutdown-timeout", "2.5", "--disable-frontend-multiprocessing"]
@@ -51,7 +57,6 @@ def test_scheduling_options_reach_the_engine() -> None:
 
 def test_keys_come_from_the_environment_unless_given(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_API_KEY", "secret")
-    monkeypatch.delenv("TANDEM_API_KEY", raising=False)
     assert parse().api_keys == ("secret",)
     assert parse("--api-key", "given").api_keys == ("given",)
 
@@ -104,6 +109,14 @@ def test_a_bad_option_is_named(argv: list[str], named: str) -> None:
     [
         ["serve", "--port", "many"],
         ["serve", "--tensor-parallel", "2"],
+        ["serve", "m", "extra"],
+        ["serve", "--shutdown-timeout", "nan"],
+        ["serve", "--shutdown-timeout", "-1"],
+        ["serve", "--max-num-queued-reqs", "-1"],
+        ["serve", "--max-log-len", "1" * 5000],
+        ["serve", "--hf-overrides", "[" * 100_000],
+        ["serve", "--uvicorn-log-level", "a\nb"],
+        ["serve", "--no\nsuch"],
         ["serve", "--hf-overrides", "{"],
         ["serve", "--allowed-origins", "[1]"],
         ["serve", "--config"],
@@ -124,3 +137,200 @@ def test_an_error_the_user_can_mend_is_one_line_and_status_1(capsys: pytest.Capt
     assert cli.main(["serve", "--dtype", "int3"]) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: --dtype") and error.count("\n") == 1
+
+
+SWITCHES = [
+    ("enable-prefix-caching", lambda config: config.model.enable_prefix_caching),
+    ("enable-chunked-prefill", lambda config: config.model.enable_chunked_prefill),
+    ("enforce-eager", lambda config: config.model.enforce_eager),
+    ("trust-remote-code", lambda config: config.model.trust_remote_code),
+    ("trust-request-chat-template", lambda config: config.trust_request_chat_template),
+    ("allow-special-tokens-in-content", lambda config: config.allow_special_tokens_in_content),
+    ("allow-credentials", lambda config: config.allow_credentials),
+    ("enable-request-id-headers", lambda config: config.enable_request_id_headers),
+    ("enable-log-requests", lambda config: config.enable_log_requests),
+    ("disable-fastapi-docs", lambda config: config.disable_fastapi_docs),
+    ("disable-uvicorn-access-log", lambda config: config.disable_access_log),
+    ("disable-frontend-multiprocessing", lambda config: config.in_process_engine),
+]
+
+
+@pytest.mark.parametrize(("name", "read"), SWITCHES, ids=[name for name, _ in SWITCHES])
+@pytest.mark.parametrize("on", [True, False])
+def test_every_switch_has_two_positions_in_every_spelling(tmp_path: Path, name: str, read: Any, on: bool) -> None:
+    if name == "trust-remote-code" and on:
+        return  # refused, whoever asks
+    file = tmp_path / "serve.yaml"
+    word, under = ("true" if on else "false"), name.replace("-", "_")
+    plain = f"--{name}" if on else f"--no-{name}"
+    for argv in (
+        [plain],
+        [plain.replace("-", "_").replace("__", "--", 1)],
+        [f"--{name}={word}"],
+        [f"--{under}={word}"],
+    ):
+        assert read(parse(*argv)) is on, argv
+    for text in (f"{name}: {word}", f"{under}: {word}"):
+        file.write_text(text)
+        assert read(parse("--config", str(file))) is on, text
+        assert read(parse(f"--config={file}", plain)) is on
+    if name != "trust-remote-code":
+        assert read(parse("--config", str(file), f"--no-{name}" if on else f"--{name}")) is not on, "the file won"
+
+
+def test_no_switch_is_left_out_of_that_test() -> None:
+    parser = Parser()
+    serve.add_command(parser.add_subparsers())
+    (command,) = parser._subparsers._group_actions[0].choices.values()  # type: ignore[union-attr]
+    switches = {action.option_strings[0][2:] for action in command._actions if action.nargs == 0} - {""}
+    assert switches == {name for name, _ in SWITCHES}
+
+
+def test_options_may_be_written_with_underscores_and_an_equals_sign() -> None:
+    config = parse("--max_model_len=8k", "--served_model_name", "a_b", "--api_key=c_d", "--hf_overrides={}", "m_m")
+    assert (config.model.max_model_len, config.model.model) == (8000, "m_m")
+    assert (config.served_model_names, config.api_keys) == (("a_b",), ("c_d",))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("config: other.yaml", "there is no option config"),
+        ("tensor-parallel-size: 2", "there is no option tensor-parallel-size"),
+        ("no-enforce-eager: true", "there is no option no-enforce-eager"),
+        ("help: true", "there is no option help"),
+        ("enforce-eager: 'yes please'", "enforce-eager is a switch"),
+        ("enforce-eager: 1", "enforce-eager is a switch"),
+        ("enforce-eager:", "enforce-eager is a switch"),
+        ("port: true", "port must be a single value"),
+        ("port:", "port must be a single value"),
+        ("port: [1, 2]", "port must be a single value"),
+        ("port: {a: 1}", "port must be a single value"),
+        ("port: 2024-01-01", "port must be a single value"),
+        ("model: [a, b]", "model must be a single value"),
+        ("served-model-name: [a, [b]]", "served-model-name must be a single value"),
+        ("api-key: [null]", "api-key must be a single value"),
+        ("port: 1\nport: 2", "port is given twice"),
+        ("max-num-seqs: 1\nmax_num_seqs: 2", "max-num-seqs is given twice"),
+        ("hf-overrides: {a: 1, a: 2}", "a is given twice"),
+        ("host: &a x\nuds: *a", "aliases"),
+        ("a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]", "aliases"),
+        ("host: !!python/object/apply:os.getcwd []", "is not valid YAML"),
+        ("host: 'x", "is not valid YAML"),
+        ("host: " + "[" * 100_000, "is not valid YAML"),
+        ("host: " + "x" * 2**20, "has more than 1048576 bytes"),
+        ("- host", "must map option names"),
+        ("1: host", "must map option names"),
+        ("just text", "must map option names"),
+        ("host: \x00", "is not valid YAML"),
+    ],
+)
+def test_a_file_that_says_what_no_option_means_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    file = tmp_path / "serve.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=re.escape(said)) as refusal:
+        parse("--config", str(file))
+    assert refusal.value.option == "--config" and "\n" not in str(refusal.value)
+
+
+def test_a_file_of_another_encoding_or_kind_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "latin").write_bytes(b"host: \xe9\xff")
+    for path in (tmp_path / "latin", tmp_path):
+        with pytest.raises(ConfigError, match="--config"):
+            parse("--config", str(path))
+    with pytest.raises(ConfigError, match="twice"):
+        parse("--config", "a", "--config=b")
+
+
+def test_values_of_every_kind_come_out_of_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "serve.yaml"
+    file.write_text(
+        "model: of/file\nport: 1\nserved_model_name: one\napi-key: [a, 7]\nshutdown-timeout: 2.5\n"
+        "hf-overrides: {a: {b: [1]}}\nallowed-headers: [x, y]\nkv-cache-memory-bytes: 2G\nhost: '::1'\n"
+    )
+    config = parse("--config", str(file))
+    assert (config.port, config.served_model_names, config.api_keys) == (1, ("one",), ("a", "7"))
+    assert (config.shutdown_timeout, config.allowed_headers, config.host) == (2.5, ("x", "y"), "::1")
+    model = config.model
+    assert (model.model, model.hf_overrides, model.kv_cache_memory_bytes) == ("of/file", {"a": {"b": [1]}}, 2**31)
+    for argv in (["of/line"], ["--model", "of/line"]):
+        assert parse(*argv, "--config", str(file)).model.model == "of/line", "the file won"
+    config = parse("--config", str(file), "--served-model-name", "x", "y", "--api-key", "k")
+    assert (config.served_model_names, config.api_keys) == (("x", "y"), ("k",)), "the file's were added"
+
+
+# ------------------------------------------------------- options that swallow the model
+
+
+def test_a_key_never_takes_the_model_along(tmp_path: Path) -> None:
+    config = parse("--api-key", "k", str(tmp_path))
+    assert (config.api_keys, config.model.model) == (("k",), str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "names", [["PATH"], ["m", "PATH"], ["a", "b"], ["a", "--served-model-name", "m", "org/name"]]
+)
+def test_a_name_that_may_be_the_model_is_refused(tmp_path: Path, names: list[str]) -> None:
+    named = [str(tmp_path) if name == "PATH" else name for name in names]
+    with pytest.raises(ConfigError, match="write the model first") as refusal:
+        parse("--served-model-name", *named)
+    assert refusal.value.option == "--served-model-name"
+
+
+def test_several_names_are_fine_where_they_can_be_nothing_else(tmp_path: Path) -> None:
+    path = str(tmp_path)
+    for argv in (
+        [path, "--served-model-name", "a", "b"],
+        ["--served-model-name", "a", "b", "--", path],
+        ["--served-model-name", "a", "b", "--port", "1", path],
+        ["--served-model-name", "a", "b", "--model", path],
+        ["--model", path, "--served-model-name", "a", "--served-model-name", "b"],
+    ):
+        config = parse(*argv)
+        assert (config.served_model_names, config.model.model) == (("a", "b"), path)
+    assert parse("--served-model-name", "a").served_model_names == ("a",), "the demonstration model has one name"
+    assert parse(path, "--served-model-name", path).served_model_names == (path,)
+
+
+# ------------------------------------------------------- keys
+
+
+@pytest.mark.parametrize("spelled", ["secret\n", " secret", "secret\r\n", "\tsecret "])
+def test_the_ends_of_a_key_are_stripped(monkeypatch: pytest.MonkeyPatch, spelled: str) -> None:
+    assert parse("--api-key", spelled).api_keys == ("secret",)
+    monkeypatch.setenv("TANDEM_API_KEY", spelled)
+    assert parse().api_keys == ("secret",)
+
+
+@pytest.mark.parametrize("key", ["", " ", "\n", "a\nb", "a\x00b", "a\x7fb", "a\tb"])
+def test_a_key_that_nobody_can_send_is_refused(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        parse("--api-key", "good", "--api-key", key)
+    assert refusal.value.option == "--api-key" and "\n" not in str(refusal.value)
+    if "\x00" not in key:
+        monkeypatch.setenv("VLLM_API_KEY", key)  # an empty secret must not open the server
+        with pytest.raises(ConfigError, match="VLLM_API_KEY"):
+            parse()
+
+
+def test_an_unknown_option_is_named_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    for argv in (
+        ["--tensor-parallel-size", "2"],
+        ["--tensor_parallel_size=2"],
+        ["m", "-tp", "2"],
+        ["--lora-modules", "x"],
+    ):
+        with pytest.raises(SystemExit) as end:
+            cli.main(["serve", *argv])
+        option = next(argument for argument in argv if argument.startswith("-")).partition("=")[0]
+        assert (end.value.code, capsys.readouterr().err) == (
+            2,
+            f"error: there is no option {option} (see tandem --help)\n",
+        )
+
+
+def test_an_argument_too_many_is_not_repeated_for_it_may_be_a_key(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["serve", "m", "--api-key", "a", "secret"])
+    error = capsys.readouterr().err
+    assert "secret" not in error and error.count("\n") == 1

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tandem import SamplingParams
 from tandem.config import ModelOptions, parse_length, resolve
 from tandem.errors import CheckpointError, ConfigError
 from tandem.models.hub import locate, served_name
@@ -123,3 +124,110 @@ def test_files_that_are_no_model_are_named(tmp_path: Path) -> None:
 def test_a_model_without_a_name_is_the_bundled_one() -> None:
     assert served_name("") == "tandem-demo"
     assert served_name("org/name") == "org/name"
+
+
+def with_generation(directory: Path, **values: Any) -> Path:
+    (directory / "generation_config.json").write_text(json.dumps(values))
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("given", "taken"),
+    [
+        ({"top_k": 50.0}, {"top_k": 50}),
+        ({"top_k": -1, "top_p": 1}, {"top_k": 0, "top_p": 1.0}),
+        ({"temperature": None, "top_k": None}, {}),
+        ({"temperature": 0, "do_sample": False, "max_new_tokens": "many"}, {"temperature": 0.0}),
+        ({"top_k": 2**40}, {"top_k": 0}),
+    ],
+)
+def test_sampling_defaults_are_valid_parameters(directory: Path, given: Any, taken: dict[str, Any]) -> None:
+    defaults = resolve(options(with_generation(directory, **given))).default_sampling
+    assert repr(sorted(defaults.items())) == repr(sorted(taken.items()))
+    assert SamplingParams(**defaults)
+
+
+@pytest.mark.parametrize(
+    ("key", "bad"),
+    [
+        ("temperature", ["hot", True, -1, float("nan"), float("inf"), [1.0], {}]),
+        ("top_p", ["0.9", 0, 1.5, float("nan"), True]),
+        ("top_k", ["50", 50.5, True, 2**70, -2, [50]]),
+        ("min_p", ["0", -0.1, float("nan")]),
+        ("repetition_penalty", ["1", 0, -1, 1e9, float("nan")]),
+        (
+            "eos_token_id",
+            ["2", True, 2**70, -99999, 2.5, float("nan"), ["2"], [True], [None], {"a": 1}, [1, -1], 10**400],
+        ),
+    ],
+)
+def test_a_bad_generation_config_is_refused_at_load(directory: Path, key: str, bad: list[Any]) -> None:
+    for value in bad:
+        with pytest.raises(CheckpointError) as refusal:
+            resolve(options(with_generation(directory, **{key: value})))
+        message = str(refusal.value)
+        assert "generation_config.json" in message and key in message and "\n" not in message and len(message) < 300
+
+
+@pytest.mark.parametrize("text", ["[]", "1", "null", '"x"', "{", "[" * 100_000, "\xff"])
+def test_a_generation_config_that_is_no_object_is_refused_at_load(directory: Path, text: str) -> None:
+    (directory / "generation_config.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(CheckpointError, match=r"generation_config\.json") as refusal:
+        resolve(options(directory))
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("of_model", "of_generation", "expected"),
+    [
+        (7, 2.0, (2,)),
+        (7, [2, 3.0], (2, 3)),
+        (7, None, (7,)),
+        (7, ..., (7,)),
+        (7, [], ()),
+        (7, [299, 300, 10**6], (299,)),
+        ([7, 300], ..., (7,)),
+        (300, ..., ()),
+    ],
+)
+def test_an_end_of_sequence_that_no_logit_exists_for_is_left_out_with_a_warning(
+    directory: Path, caplog: pytest.LogCaptureFixture, of_model: Any, of_generation: Any, expected: tuple[int, ...]
+) -> None:
+    (directory / "config.json").write_text(json.dumps(RAW | {"eos_token_id": of_model}))
+    with_generation(directory, **({} if of_generation is ... else {"eos_token_id": of_generation}))
+    resolved = resolve(options(directory))
+    assert repr(resolved.eos_token_ids) == repr(expected)
+    assert ("is left out" in caplog.text) == ("300" in f"{of_model} {of_generation}")
+
+
+@pytest.mark.parametrize(
+    ("option", "bad"),
+    [
+        ("max_num_seqs", [0, "4", 4.0, True, None, 10**9]),
+        ("max_num_batched_tokens", [0, "4", 10**18]),
+        ("block_size", [-1, "16", 10**9]),
+        ("kv_cache_memory_bytes", [0, "4G", 2**60]),
+        ("seed", ["1", 1.0, True, 2**63, 10**30]),
+        ("max_logprobs", ["5", True, -2]),
+        ("hf_overrides", ["{}", [], None]),
+        ("max_model_len", ["9" * 400, "9" * 5000, "1e9", [], "8192.x", -1]),
+    ],
+)
+def test_an_option_of_another_type_is_refused_by_name(directory: Path, option: str, bad: list[Any]) -> None:
+    for value in bad:
+        with pytest.raises(ConfigError) as refusal:
+            resolve(options(directory, **{option: value}))
+        assert refusal.value.option == f"--{option.replace('_', '-')}" and "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("model", ["~nobody-of-this-name/x", "x" * 5000, "x/\0"])
+def test_a_model_that_cannot_be_looked_at_is_one_line(model: str) -> None:
+    with pytest.raises(CheckpointError) as refusal:
+        locate(model, None, None)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_directory_in_place_of_config_json_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "config.json").mkdir()
+    with pytest.raises(CheckpointError, match=r"config\.json cannot be read"):
+        resolve(options(tmp_path))

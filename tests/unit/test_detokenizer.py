@@ -1,4 +1,4 @@
-"""Laws of the incremental detokenizer and of stop strings."""
+"""Laws of the incremental detokenizer."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from tandem.text.detokenizer import Detokenizer, StopStrings
+from tandem.text.detokenizer import Detokenizer
 from tandem.text.tokenizer import Tokenizer as TandemTokenizer
 
 ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -79,29 +79,3 @@ def test_special_tokens_are_left_out_and_added_words_are_not() -> None:
 
 def test_token_ids_beyond_the_vocabulary_have_no_text() -> None:
     assert BYTE_LEVEL.token_bytes(10_000) == b""
-
-
-STOPS = st.lists(st.text("ab", min_size=1, max_size=4), min_size=1, max_size=3).map(tuple)
-
-
-@given(st.text("abc", max_size=30), STOPS, st.booleans(), st.data())
-def test_stop_strings_do_not_depend_on_how_the_text_was_cut(
-    text: str, stops: tuple[str, ...], include: bool, data: st.DataObject
-) -> None:
-    matcher = StopStrings(stops, include)
-    shown, rest = "", text
-    while rest and matcher.found is None:
-        size = data.draw(st.integers(1, len(rest)))
-        shown, rest = shown + matcher.push(rest[:size]), rest[size:]
-        visible = shown if not include or matcher.found is None else shown[: -len(matcher.found)]
-        assert not any(stop in visible for stop in stops), "a stop string leaked"
-    if matcher.found is None:
-        assert shown + matcher.finish() == text
-        assert not any(stop in text for stop in stops)
-    else:
-        # one character at a time shows which string is complete first
-        first = next(n for n in range(len(text) + 1) if any(text[:n].endswith(stop) for stop in stops))
-        assert matcher.found in stops
-        longest = max((stop for stop in stops if text[:first].endswith(stop)), key=len)
-        assert matcher.found == longest
-        assert shown == (text[:first] if include else text[: first - len(longest)])

@@ -239,7 +239,7 @@ def test_every_family_travels_as_msgpack(model_type: str) -> None:
         ({"rms_norm_eps": float("nan")}, "rms_norm_eps must be a finite number"),
         ({"tie_word_embeddings": 1}, "tie_word_embeddings must be true or false"),
         ({"hidden_act": "relu2"}, "hidden_act 'relu2' is not one of"),
-        ({"eos_token_id": "</s>"}, "eos_token_id must be an integer or a list of integers"),
+        ({"eos_token_id": "</s>"}, "eos_token_id must be a token id or a list of them"),
         ({"head_dim": 7}, "7 rotary channels of a head_dim of 7; must be even"),
         ({"rope_scaling": [4]}, "rope_scaling must be an object"),
         ({"rope_scaling": {"type": "mrope"}}, "unknown rope_type 'mrope'; known are default, "),
@@ -256,6 +256,95 @@ def test_every_family_travels_as_msgpack(model_type: str) -> None:
     ],
 )
 def test_errors_name_what_is_wrong(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(CheckpointError) as error:
+        read(**changes)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+HUGE = [2**31, 10**12, 10**400]
+
+
+@pytest.mark.parametrize(
+    ("key", "bad"),
+    [
+        *(
+            (key, [*HUGE, 0, -1, True, "8", 8.5, [8], {}])
+            for key in ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_size")
+        ),
+        ("intermediate_size", [*HUGE, 0, -1, True, "8"]),
+        ("vocab_size", [*HUGE, 2**24 + 1, 0, -1, True, "8"]),
+        ("num_hidden_layers", [10**9, 4097]),
+        ("num_attention_heads", [2**14 + 1]),
+        ("max_position_embeddings", [*HUGE, 0, -1, True, "8"]),
+        ("rms_norm_eps", [0, -1e-6, "1e-6", True, float("inf"), 10**400]),
+        ("rope_theta", [0, -1, "1e4", True, float("nan"), 10**400]),
+        ("eos_token_id", [-1, -99999, 2**31, 2**70, True, "2", 2.5, float("nan"), [True], ["2"], [[2]], {}, [2, -1]]),
+        ("model_type", [["llama"]]),
+        ("architectures", [[1], {"a": 1}, "x" * 10**6]),
+    ],
+)
+def test_a_value_that_no_model_has_is_one_line_that_names_it(key: str, bad: list[Any]) -> None:
+    for value in bad:
+        changes = {"architectures": ...} if key == "model_type" else {}
+        with pytest.raises(CheckpointError) as error:
+            read(**changes, **{key: value})
+        assert key in str(error.value) and "\n" not in str(error.value) and len(str(error.value)) < 400
+
+
+def test_eos_ids_may_be_whole_floats() -> None:
+    assert read(eos_token_id=2.0).eos_token_ids == (2,)
+    assert read(eos_token_id=[2.0, 3]).eos_token_ids == (2, 3)
+    assert read(eos_token_id=None).eos_token_ids == ()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"max_position_embeddings": 2**24 + 1}, "a context of 16777217 tokens; it must be at most 16777216"),
+        ({"rope_scaling": {"type": "linear", "factor": 1e300}}, "a context of 2147483647 tokens"),
+        ({"rope_scaling": {"type": "yarn", "factor": 1e-9}}, "a context of 0 tokens"),
+        ({"rope_scaling": {"type": "linear", "factor": 0}}, "rope_scaling.factor must be above 0"),
+        ({"rope_scaling": {"type": "yarn", "factor": -4}}, "rope_scaling.factor must be above 0"),
+        ({"rope_theta": 1}, "rope_theta must be above 1"),
+        ({"rope_scaling": {"type": "yarn", "factor": 2, "beta_fast": 0}}, "beta_fast must be above 0"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2}, "head_dim": 2}, "more than 2 rotary channels"),
+        (
+            {"rope_scaling": {"type": "llama3", "factor": 8, "low_freq_factor": 4, "high_freq_factor": 4}},
+            "low_freq_factor must be below",
+        ),
+        (
+            {"rope_scaling": {"type": "longrope", "short_factor": [1, 0, 1, 1], "long_factor": [1] * 4}},
+            "short_factor must be above 0",
+        ),
+        (
+            {"rope_scaling": {"type": "longrope", "short_factor": [1] * 4, "long_factor": [1, float("nan"), 1, 1]}},
+            "long_factor must be a finite number",
+        ),
+        (
+            {"architectures": ["Gemma2ForCausalLM"], "query_pre_attn_scalar": 0},
+            "query_pre_attn_scalar must be above 0",
+        ),
+        (
+            {"architectures": ["Gemma2ForCausalLM"], "query_pre_attn_scalar": -4},
+            "query_pre_attn_scalar must be above 0",
+        ),
+        ({"architectures": ["Gemma2ForCausalLM"], "attn_logit_softcapping": 0}, "softcapping must be above 0"),
+        ({"architectures": ["GraniteForCausalLM"], "logits_scaling": 0}, "logits_scaling must be above 0"),
+        ({"architectures": ["Phi3ForCausalLM"], "partial_rotary_factor": 1e300}, "rotary channels of a head_dim"),
+        (
+            {
+                "architectures": ["Qwen3MoeForCausalLM"],
+                "num_experts": 4096,
+                "num_experts_per_tok": 2,
+                "moe_intermediate_size": 8,
+                "num_hidden_layers": 4096,
+            },
+            "4096 layers of 4096 experts",
+        ),
+        ({"architectures": ["MistralForCausalLM"], "sliding_window": 10**30}, "sliding_window must be at most"),
+    ],
+)
+def test_what_an_engine_could_not_compute_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(CheckpointError) as error:
         read(**changes)
     assert message in str(error.value) and "\n" not in str(error.value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tandem.errors import CheckpointError
+import tandem.text.tokenizer
+from tandem.errors import CheckpointError, RequestError
 from tandem.models.hub import BUNDLED_MODEL
 from tandem.text.tokenizer import Tokenizer
 from tests.tiny import TEMPLATE, write_tokenizer
@@ -48,13 +50,7 @@ def test_of_several_named_templates_the_default_is_taken(tmp_path: Path) -> None
 
 def test_an_older_format_is_converted(tmp_path: Path) -> None:
     fast = write_tokenizer(tmp_path)
-    model = json.loads(fast.to_str())["model"]
-    (tmp_path / "tokenizer.json").unlink()
-    (tmp_path / "vocab.json").write_text(json.dumps(model["vocab"]))
-    merges = [" ".join(pair) for pair in model["merges"]]
-    (tmp_path / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]))
-    config = {"tokenizer_class": "GPT2Tokenizer", "eos_token": "<|im_end|>", "unk_token": "<|im_end|>"}
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    write_older_format(tmp_path)
     converted = Tokenizer.from_directory(tmp_path)
     text = "the quick brown fox, naïve"
     assert converted.encode(text) == fast.encode(text).ids
@@ -73,3 +69,90 @@ def test_the_bundled_files_need_nothing_else(tmp_path: Path) -> None:
     for file in BUNDLED_MODEL.glob("*token*"):
         shutil.copy(file, tmp_path)
     assert Tokenizer.from_directory(tmp_path).vocab_size == BUNDLED.vocab_size
+
+
+@pytest.mark.parametrize(
+    ("file", "contents"),
+    [
+        ("tokenizer.json", b"[]"),
+        ("tokenizer.json", b'"text"'),
+        ("tokenizer.json", b"\xff\xfe"),
+        ("tokenizer.json", b'{"version": "1.0", "added_tokens": [{"id": -1}], "model": {"type": "BPE"}}'),
+        ("tokenizer_config.json", b"[]"),
+        ("tokenizer_config.json", b"null"),
+        ("tokenizer_config.json", b"1"),
+        ("tokenizer_config.json", b"{"),
+        ("tokenizer_config.json", b"\xff"),
+        ("tokenizer_config.json", b"[" * 100_000),
+        ("tokenizer_config.json", b'{"eos_token": []}'),
+        ("tokenizer_config.json", b'{"eos_token": {"content": 7}}'),
+        ("tokenizer_config.json", b'{"bos_token": true}'),
+        ("tokenizer_config.json", b'{"chat_template": 1}'),
+        ("tokenizer_config.json", b'{"chat_template": {"default": "x"}}'),
+        ("tokenizer_config.json", b'{"chat_template": ["x"]}'),
+        ("tokenizer_config.json", b'{"chat_template": [{"name": ["x"], "template": "x"}]}'),
+        ("tokenizer_config.json", b'{"chat_template": [{"name": "default", "template": 1}]}'),
+        ("chat_template.jinja", b"\xe9\xff"),
+        ("chat_template.jinja", b"x" * 2**21),
+    ],
+)
+def test_a_malformed_file_is_one_line_that_names_it(tmp_path: Path, file: str, contents: bytes) -> None:
+    write_tokenizer(tmp_path)
+    (tmp_path / file).write_bytes(contents)
+    with pytest.raises(CheckpointError, match=re.escape(file)) as refusal:
+        Tokenizer.from_directory(tmp_path)
+    assert "\n" not in str(refusal.value) and len(str(refusal.value)) < 500
+
+
+@pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"])
+def test_a_directory_in_place_of_a_file_is_one_line(tmp_path: Path, file: str) -> None:
+    write_tokenizer(tmp_path)
+    (tmp_path / file).unlink(missing_ok=True)
+    (tmp_path / file).mkdir()
+    with pytest.raises(CheckpointError, match=re.escape(file)):
+        Tokenizer.from_directory(tmp_path)
+
+
+def test_what_is_no_text_among_the_special_tokens_is_left_out(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path)
+    config = {
+        "eos_token": {"content": "<|im_end|>"},
+        "bos_token": None,
+        "add_bos_token": True,
+        "num_image_token": 256,
+    }
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    assert Tokenizer.from_directory(tmp_path).special_tokens == {"eos_token": "<|im_end|>"}
+
+
+def test_a_text_that_is_no_unicode_is_refused() -> None:
+    with pytest.raises(RequestError, match="surrogates"):
+        BUNDLED.encode("a\ud800")
+
+
+def write_older_format(directory: Path) -> None:
+    model = json.loads(write_tokenizer(directory).to_str())["model"]
+    (directory / "tokenizer.json").unlink()
+    (directory / "vocab.json").write_text(json.dumps(model["vocab"]))
+    (directory / "merges.txt").write_text("\n".join(["#version: 0.2", *(" ".join(pair) for pair in model["merges"])]))
+    config = {"tokenizer_class": "GPT2Tokenizer", "eos_token": "<|im_end|>", "unk_token": "<|im_end|>"}
+    (directory / "tokenizer_config.json").write_text(json.dumps(config))
+
+
+def test_a_conversion_runs_no_file_of_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, elsewhere = tmp_path / "model", tmp_path / "elsewhere"
+    for directory in (model, elsewhere):
+        directory.mkdir()
+    write_older_format(model)
+    for name in ("transformers", "torch", "json", "random"):
+        (elsewhere / f"{name}.py").write_text("open('was_run', 'w')\nraise SystemExit(3)\n")
+    monkeypatch.chdir(elsewhere)
+    assert Tokenizer.from_directory(model).encode("the")
+    assert not (elsewhere / "was_run").exists()
+
+
+def test_a_conversion_has_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_older_format(tmp_path)
+    monkeypatch.setattr(tandem.text.tokenizer, "CONVERSION_SECONDS", 0.05)
+    with pytest.raises(CheckpointError, match="cannot be converted within 0.05 s"):
+        Tokenizer.from_directory(tmp_path)
