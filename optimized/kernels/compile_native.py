@@ -13,20 +13,22 @@ import sys
 import threading
 
 
-def main() -> int:
+def main() -> None:
     directory, *command = sys.argv[1:]
     compiler = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
     os.setpriority(os.PRIO_PGRP, compiler.pid, 10)  # it must not get in the way of anyone
 
+    is_left = threading.Event()
+
     def end_with_caller() -> None:
         sys.stdin.buffer.read(1)
+        is_left.set()
         os.killpg(compiler.pid, signal.SIGKILL)  # the compiler's own children, too
-        compiler.wait()
-        shutil.rmtree(directory, ignore_errors=True)
-        os._exit(1)
 
     threading.Thread(target=end_with_caller, daemon=True).start()
     status = compiler.wait()
+    if is_left.is_set():
+        shutil.rmtree(directory, ignore_errors=True)
     os._exit(min(abs(status), 255))  # not waiting for the thread that reads
 
 

@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 GIB = 1 << 30
 CPU_SHARE = 0.5  # of free memory; the rest is for activations, the system and the model's own text side
 GPU_SHARE = 0.9  # of all memory of the GPU, unless --gpu-memory-utilization says otherwise
-MAX_LOGITS = 1 << 24  # of a prompt, held at once
+MAX_LOGITS = 1 << 22  # of a prompt, held at once
 MOST_MULTIPROCESSORS = 192  # of any GPU; bounds how many sequences' keys are split
 LIBRARY_BYTES = 256 << 20  # cuBLAS's own, compiled kernels, and what the allocator rounds up
 GRAPH_BYTES = 8 << 20  # that the driver takes for a captured graph, beside its tensors
@@ -26,22 +26,30 @@ GRAPH_BYTES = 8 << 20  # that the driver takes for a captured graph, beside its 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """The cache's size.
+    """What the process grows to at most once the weights are loaded.
 
     Attributes:
-        num_blocks: of ``block_size`` tokens each.
+        num_blocks: of the cache, of ``block_size`` tokens each.
         bytes_per_token: all that a token takes in the cache.
         block_size: tokens.
+        step_bytes: of the largest step, beside the cache.
     """
 
     num_blocks: int
     bytes_per_token: int
     block_size: int
+    step_bytes: int
+
+    @property
+    def cache_bytes(self) -> int:
+        return self.num_blocks * self.block_size * self.bytes_per_token
 
     def __str__(self) -> str:
         tokens = self.num_blocks * self.block_size
-        size = tokens * self.bytes_per_token / GIB
-        return f"KV cache: {tokens} tokens in {self.num_blocks} blocks of {self.block_size}, at most {size:.2f} GiB"
+        return (
+            f"KV cache: {tokens} tokens in {self.num_blocks} blocks of {self.block_size}, at most "
+            f"{self.cache_bytes / GIB:.2f} GiB; steps: at most {self.step_bytes / GIB:.2f} GiB"
+        )
 
 
 def budget(config: EngineConfig, device: torch.device) -> Budget:
@@ -69,7 +77,7 @@ def budget(config: EngineConfig, device: torch.device) -> Budget:
             f"a KV cache of {room / GIB:.2f} GiB holds not even one block of {s.block_size} tokens; a smaller "
             "--block-size or more --kv-cache-memory-bytes would do"
         )
-    return Budget(num_blocks, per_token, s.block_size)
+    return Budget(num_blocks, per_token, s.block_size, workspace(config, device))
 
 
 def _room_in_machine(config: EngineConfig, device: torch.device, wanted: int) -> int:
@@ -89,7 +97,7 @@ def _room_on_gpu(config: EngineConfig, device: torch.device) -> int:
     s = config.scheduler
     torch.cuda.empty_cache()  # what loading needed for a while
     free, total = torch.cuda.mem_get_info(device)
-    needed = workspace(config)
+    needed = workspace(config, device)
     share = GPU_SHARE if s.gpu_memory_utilization is None else s.gpu_memory_utilization
     given = s.kv_cache_memory_bytes
     room = free - needed if given is not None else int(total * share) - (total - free) - needed
@@ -110,7 +118,7 @@ def _room_on_gpu(config: EngineConfig, device: torch.device) -> int:
     )
 
 
-def workspace(config: EngineConfig) -> int:
+def workspace(config: EngineConfig, device: torch.device) -> int:
     """Bytes that the largest step takes beside weights and cache, and that graphs keep; a generous estimate."""
     s, c = config.scheduler, config.model
     itemsize = TORCH_DTYPES[config.dtype].itemsize
@@ -121,9 +129,14 @@ def workspace(config: EngineConfig) -> int:
     # beside the residual stream: its sum with a branch, the norm of it and the branch's result; and either what
     # attention needs, with rotated queries and its result, or what the MLP does
     of_token = itemsize * (4 * c.hidden_size + max(qkv + 2 * c.num_heads * c.head_dim, inner))
-    logits = 4 * 4 * max(s.max_num_seqs * c.vocab_size, MAX_LOGITS)  # float32, in as many copies as reports take
+    num_logits = s.max_num_seqs * c.vocab_size
+    logits = 4 * 4 * max(num_logits, MAX_LOGITS)  # float32, in as many copies as reports take
+    logits += 3 * 4 * num_logits  # penalties count tokens, in a table that doubles when it is full
+    activations = s.max_num_batched_tokens * of_token
+    if device.type == "cpu":
+        return activations + logits
     splits = -(-config.max_model_len // SPLIT_SIZE)
     split_rows = min(s.max_num_seqs, -(-MOST_MULTIPROCESSORS // c.num_kv_heads))
     parts = 4 * split_rows * splits * c.num_heads * (c.head_dim + 1)
     graphs = 0 if s.enforce_eager else (len(batch_sizes(s.max_num_seqs)) * GRAPH_BYTES + s.max_num_seqs * of_token)
-    return s.max_num_batched_tokens * of_token + logits + 2 * parts + graphs + LIBRARY_BYTES
+    return activations + logits + 2 * parts + graphs + LIBRARY_BYTES

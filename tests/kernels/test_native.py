@@ -452,10 +452,18 @@ def compilers(pids: Path) -> list[int]:
     raise AssertionError("the compiler has not started")
 
 
+def is_running(pid: int) -> bool:
+    """Zombies don't, which nobody may wait for in a container."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def assert_gone(processes: list[int], directory: Path) -> None:
     """Within seconds, and nothing is left of them."""
     for _ in range(100):
-        if not any(psutil.pid_exists(pid) for pid in processes) and not list(directory.iterdir()):
+        if not any(map(is_running, processes)) and not list(directory.iterdir()):
             return
         time.sleep(0.05)
     raise AssertionError(f"left: {processes}, {list(directory.iterdir())}")

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 import torch
 
+from optimized.cache.memory import reserve
 from optimized.runner import memory
 from optimized.runner.memory import GIB, Budget, budget, workspace
 from tandem.config import EngineConfig, ModelOptions, SchedulerOptions, resolve
@@ -37,19 +38,19 @@ def on_gpu(patch: pytest.MonkeyPatch, config: EngineConfig, free: int, total: in
 def test_the_cache_is_what_the_requests_can_use(model: EngineConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     config = with_limits(model, max_num_seqs=3)
     blocks = 3 * 512 // 16
-    assert budget(config, CPU) == Budget(blocks, TOKEN_BYTES, 16)
-    assert on_gpu(monkeypatch, config, 79 * GIB, 80 * GIB) == Budget(blocks, TOKEN_BYTES, 16)
+    assert budget(config, CPU) == Budget(blocks, TOKEN_BYTES, 16, workspace(config, CPU))
+    assert on_gpu(monkeypatch, config, 79 * GIB, 80 * GIB) == Budget(blocks, TOKEN_BYTES, 16, workspace(config, GPU))
 
 
 @pytest.mark.parametrize("share", [None, 0.7])
 def test_or_what_fits_into_the_share_of_the_gpu(
     model: EngineConfig, share: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    limits = {"max_num_seqs": 1 << 14, "max_num_batched_tokens": 64, "enforce_eager": True, "block_size": 512}
+    limits = {"max_num_seqs": 1 << 15, "max_num_batched_tokens": 64, "enforce_eager": True, "block_size": 512}
     config = with_limits(model, gpu_memory_utilization=share, **limits)
-    room = int((share or 0.9) * 16 * GIB) - 10 * GIB - workspace(config)
+    room = int((share or 0.9) * 16 * GIB) - 10 * GIB - workspace(config, GPU)
     blocks = on_gpu(monkeypatch, config, 6 * GIB, 16 * GIB).num_blocks
-    assert 0 < blocks == room // (512 * TOKEN_BYTES) < 1 << 14
+    assert 0 < blocks == room // (512 * TOKEN_BYTES) < 1 << 15
 
 
 def test_a_size_that_is_given_is_taken(model: EngineConfig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,6 +83,23 @@ def test_a_share_of_a_gpu_is_refused_without_one(model: EngineConfig) -> None:
 
 
 def test_larger_steps_need_more_room(model: EngineConfig) -> None:
-    small = workspace(with_limits(model, max_num_batched_tokens=100, enforce_eager=True))
-    assert workspace(with_limits(model, max_num_batched_tokens=200, enforce_eager=True)) > small
-    assert workspace(with_limits(model, max_num_batched_tokens=100)) > small > memory.LIBRARY_BYTES
+    small = workspace(with_limits(model, max_num_batched_tokens=100, enforce_eager=True), GPU)
+    assert workspace(with_limits(model, max_num_batched_tokens=200, enforce_eager=True), GPU) > small
+    assert workspace(with_limits(model, max_num_batched_tokens=100), GPU) > small > memory.LIBRARY_BYTES
+
+
+@pytest.mark.parametrize("limits", [{"max_num_seqs": 1}, {"max_num_seqs": 9, "block_size": 32}, {}])
+def test_both_devices_keep_the_same_accounts(
+    model: EngineConfig, limits: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same bytes hold the same tokens."""
+    config = with_limits(model, kv_cache_memory_bytes=100 * 16 * TOKEN_BYTES, **limits)
+    cpu, gpu = budget(config, CPU), on_gpu(monkeypatch, config, 79 * GIB, 80 * GIB)
+    assert (cpu.num_blocks, cpu.cache_bytes) == (gpu.num_blocks, gpu.cache_bytes)
+
+
+def test_a_long_context_is_reserved_and_not_taken() -> None:
+    """More addresses than there is memory, as a default start at a long context asks for."""
+    huge = reserve((1 << 16, 1 << 22), torch.float16)  # half a terabyte
+    huge[1 << 15, 5] = 1
+    assert huge[1 << 15, 5] == 1 and huge[-1, -1] == 0
