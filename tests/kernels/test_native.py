@@ -361,6 +361,7 @@ def test_an_engine_that_uses_them_agrees_with_the_reference() -> None:
 
 def test_eager_engines_and_others_share_a_process() -> None:
     """One engine's wish for no kernels is no other's."""
+    kernels()  # are built
     libraries = []
     for enforce_eager in (False, True, False):
         config = msgspec.structs.replace(llama_config(), scheduler=SchedulerOptions(enforce_eager=enforce_eager))
