@@ -38,6 +38,7 @@ from tandem.process.messages import (
     FrameError,
     FromEngine,
     Hello,
+    Probe,
     Pulse,
     Reply,
     Step,
@@ -57,6 +58,7 @@ logger = logging.getLogger("tandem")
 WATCH_SECONDS = 0.1
 SILENCE_SECONDS = 1.5  # without a pulse; with WATCH_SECONDS and the pulse's own 0.2 s, noticed within 2 s
 STALL_SECONDS = 60.0
+PROBE_SECONDS = 1.0  # how soon a lost frame is noticed while requests are open, if no other follows it
 HELLO_SECONDS = 1.0  # after which an engine that is ready and has not answered is greeted again
 DISCONNECT_SECONDS = 0.2  # for a supervisor to say why a connection was lost
 CALL_SECONDS = 600.0
@@ -151,7 +153,7 @@ class EngineClient:
         self._calls: dict[str, asyncio.Future[None]] = {}
         self._call_ids = map(str, count())
         self._session = self._sent = self._received = 0
-        self._greeted = 0.0
+        self._greeted = self._sent_at = 0.0
         self._last_sign = time.monotonic()
         self._step_seconds = 0.0
         self._tasks: list[asyncio.Task[None]] = []
@@ -277,12 +279,13 @@ class EngineClient:
     # ------------------------------------------------------------------ sending
 
     def _number(self) -> tuple[int, int]:
-        """Session and sequence of the next frame. What was submitted before comes before."""
+        """Session and sequence of the next frame, after what was submitted before."""
         self._send_requests()
         return self._session, self._sent
 
     def _send(self, header: ToEngine, *bodies: bytes) -> None:
         self._sent += 1
+        self._sent_at = time.monotonic()
         self._socket.send_multipart([encode(header), *bodies])  # queued at once; there is no limit to wait for
 
     def _send_requests(self) -> None:
@@ -470,6 +473,8 @@ class EngineClient:
             if now - before > WATCH_SECONDS + SILENCE_SECONDS / 2:
                 self._last_sign = now  # this process was itself held up; the engine's signs are still in the socket
             self._judge(now)
+            if (self._streams or self._calls) and now - self._sent_at > PROBE_SECONDS:
+                self._send(Probe(*self._number()))
 
     def _judge(self, now: float) -> None:
         if self._status.state not in ("ready", "unhealthy"):

@@ -42,6 +42,8 @@ async def main():
             await streams[0].next()
     except Exception as error:
         print(type(error).__name__, error, flush=True)
+        while client.status.state != "ready":
+            await asyncio.sleep(0.01)
         print(len(await (stream := client.submit([request(max_tokens=1)])).next()), flush=True)
 
 asyncio.run(main())
