@@ -29,8 +29,8 @@ from tandem.process.messages import (
     Hello,
     Probe,
     Pulse,
-    Reply,
     ReplaceWeights,
+    Reply,
     Step,
     StepBody,
     ToEngine,
@@ -468,9 +468,7 @@ def test_whatever_is_lost_on_the_way_no_request_hangs_and_the_next_one_works(fau
             return False
         if any(outputs[-1].finish_reason == "error" for outputs in answers):
             return False
-        assert [[t for o in outputs for t in o.new_token_ids] for outputs in answers] == [
-            [n] * 4 for n in (1, 2, 3)
-        ]
+        assert [[t for o in outputs for t in o.new_token_ids] for outputs in answers] == [[n] * 4 for n in (1, 2, 3)]
         return True
 
     async def scenario() -> None:
@@ -489,5 +487,3 @@ def test_whatever_is_lost_on_the_way_no_request_hangs_and_the_next_one_works(fau
                 relay.close()
 
     asyncio.run(scenario())
-
-
