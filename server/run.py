@@ -22,6 +22,7 @@ from tandem.errors import ConfigError, EngineDeadError, TandemError
 
 if TYPE_CHECKING:
     import uvicorn
+    from starlette.types import ASGIApp, Receive, Scope, Send
 
     from server.state import ServerState
     from tandem.process.supervisor import Supervisor
@@ -198,11 +199,14 @@ class _Server:
             await asyncio.sleep(DRAIN_POLL_SECONDS)
 
     def _drop_connections(self, web: uvicorn.Server) -> None:
-        connections = list(web.server_state.connections)
+        """End what is left; tasks, too, lest they go on to make all that the connections have held up."""
+        connections, tasks = list(web.server_state.connections), list(web.server_state.tasks)
         logger.warning("Closing %d connections whose clients do not take their answers", len(connections))
         for connection in connections:
             if connection.transport is not None:
                 connection.transport.abort()
+        for task in tasks:
+            task.cancel()
 
 
 def _create_web(config: ServerConfig, state: ServerState) -> uvicorn.Server:
@@ -219,7 +223,7 @@ def _create_web(config: ServerConfig, state: ServerState) -> uvicorn.Server:
             yield
 
     web_config = uvicorn.Config(
-        create_app(state),
+        _quiet_at_the_end(create_app(state), state),
         http="httptools",
         ws="none",
         lifespan="off",
@@ -241,3 +245,16 @@ def _create_web(config: ServerConfig, state: ServerState) -> uvicorn.Server:
             "--ssl-certfile", f"the certificate and its key cannot be used: {error.strerror}"
         ) from error
     return Web(web_config)
+
+
+def _quiet_at_the_end(app: ASGIApp, state: ServerState) -> ASGIApp:
+    """Leave cancellations out of the log once the connections of a draining server are dropped."""
+
+    async def quiet(scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await app(scope, receive, send)
+        except asyncio.CancelledError:
+            if not state.draining:
+                raise
+
+    return quiet

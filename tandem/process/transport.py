@@ -120,7 +120,9 @@ def listen(context: zmq.Context[Any], kind: int, address: str, secret: str) -> z
         socket.bind(address)
     except zmq.ZMQError as error:
         socket.close()
-        raise ConfigError("--engine-address", f"cannot listen on {address}: {os.strerror(error.errno)}") from error
+        raise ConfigError(
+            "--engine-address", f"cannot listen on {address}: {os.strerror(error.errno or 0)}"
+        ) from error
     return socket
 
 

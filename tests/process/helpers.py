@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
@@ -85,3 +86,16 @@ async def eventually(condition: Callable[[], bool], seconds: float = 5.0) -> flo
         assert time.monotonic() - start < seconds, f"not within {seconds} s"
         await asyncio.sleep(0.01)
     return time.monotonic() - start
+
+
+def free_tcp_address() -> str:
+    """An address whose port and the one after it are free."""
+    while True:
+        with socket.socket() as first, socket.socket() as second:
+            first.bind(("127.0.0.1", 0))
+            port = first.getsockname()[1]
+            try:
+                second.bind(("127.0.0.1", port + 1))
+            except OSError:
+                continue
+            return f"tcp://127.0.0.1:{port}"

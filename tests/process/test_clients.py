@@ -19,7 +19,7 @@ import zmq.asyncio
 from tandem.errors import ConfigError, EngineDeadError, EngineDisconnectedError
 from tandem.process.messages import Hello, encode
 from tandem.process.transport import Endpoint, connect, listen
-from tests.process.helpers import connected, eventually, finish, request, running, supervised, works
+from tests.process.helpers import connected, eventually, finish, free_tcp_address, request, running, supervised, works
 
 pytestmark = pytest.mark.usefixtures("stub")
 
@@ -56,19 +56,6 @@ def other_front(endpoint: Endpoint) -> subprocess.Popen[str]:
     front = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert front.stdout is not None and front.stdout.readline() == "begun\n"
     return front
-
-
-def free_ports() -> str:
-    """An address whose port and the one after it are free."""
-    while True:
-        with socket.socket() as first, socket.socket() as second:
-            first.bind(("127.0.0.1", 0))
-            port = first.getsockname()[1]
-            try:
-                second.bind(("127.0.0.1", port + 1))
-            except OSError:
-                continue
-            return f"tcp://127.0.0.1:{port}"
 
 
 def test_two_clients_may_use_the_same_ids() -> None:
@@ -171,7 +158,7 @@ def test_a_client_without_a_supervisor_finds_the_next_engine() -> None:
 
 def test_over_tcp_with_the_secret() -> None:
     async def scenario() -> None:
-        async with running(address=free_ports()) as (supervisor, client):
+        async with running(address=free_tcp_address()) as (supervisor, client):
             assert supervisor.endpoint.directory is None and len(supervisor.endpoint.secret) == 64
             async with connected(supervisor.endpoint) as other:
                 assert await works(client) and await works(other)
@@ -197,7 +184,7 @@ def test_over_tcp_without_the_secret_nothing_is_said_or_heard() -> None:
         return heard
 
     async def scenario() -> None:
-        async with running(address=free_ports()) as (supervisor, client):
+        async with running(address=free_tcp_address()) as (supervisor, client):
             where = supervisor.endpoint
             for secret in ("", "0" * 64, where.secret[:-1] + "x"):
                 assert await attempt(where, secret) == (0, 0)
@@ -219,7 +206,7 @@ def test_tcp_without_a_secret_is_impossible(secret: str) -> None:
 
 def test_a_busy_port_is_told_in_one_line(capfd: Any) -> None:
     async def scenario() -> None:
-        address = free_ports()
+        address = free_tcp_address()
         with socket.socket() as holder:
             holder.bind(("127.0.0.1", int(address.rpartition(":")[2])))
             holder.listen()

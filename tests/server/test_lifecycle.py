@@ -8,12 +8,14 @@ import os
 import re
 import shutil
 import signal
+import socket
 import ssl
 import stat
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
@@ -22,7 +24,9 @@ import pytest
 from server.config import ServerConfig
 from server.run import run_server
 from tandem.config import ModelOptions
-from tests.server.process import CHAT, ENDLESS, ROOT, Open, ServerProcess, events, eventually, is_alive
+from tandem.errors import ConfigError
+from tests.process.helpers import free_tcp_address
+from tests.server.process import CHAT, ENDLESS, ROOT, Open, ServerProcess, connect, events, eventually, is_alive
 
 
 def open_several(server: ServerProcess) -> tuple[list[Open], list[Open]]:
@@ -140,19 +144,18 @@ def test_the_engine_may_listen_on_tcp(model_dir: Path) -> None:
 @pytest.mark.parametrize(
     ("option", "value"),
     [
-        ("--max-engine-restarts", "-1"),
-        ("--engine-stall-timeout", "-0.5"),
-        ("--engine-stall-timeout", "nan"),
-        ("--engine-stall-timeout", "inf"),
-        ("--engine-address", "tcp://127.0.0.1"),
-        ("--engine-address", "ipc:///tmp/x"),
-        ("--shutdown-timeout", "nan"),
+        ("max_engine_restarts", -1),
+        ("engine_stall_timeout", -0.5),
+        ("engine_stall_timeout", float("nan")),
+        ("engine_stall_timeout", float("inf")),
+        ("engine_address", "tcp://127.0.0.1"),
+        ("engine_address", "ipc:///tmp/x"),
+        ("shutdown_timeout", float("nan")),
     ],
 )
-def test_options_about_the_engine_are_checked(option: str, value: str) -> None:
-    arguments = main_parser().parse_args(["serve", f"{option}={value}"])
-    with pytest.raises(ConfigError, match=f"^{option}: "):
-        server_config(arguments)
+def test_options_about_the_engine_are_checked(option: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=f"^--{option.replace('_', '-')}: "):
+        ServerConfig(**{option: value})
 
 
 def test_the_engine_may_run_in_a_thread(model_dir: Path) -> None:
@@ -205,7 +208,9 @@ def test_an_engine_that_dies_too_often_ends_the_server(model_dir: Path) -> None:
         assert server.process.wait(10) == 70
         print(f"the server ended {time.monotonic() - began:.2f} s after its engine's last death")
         last = server.log.splitlines()[-1]
-        assert last.startswith("error: the engine process was killed (SIGKILL); 1 restarts in 10 minutes are the limit")
+        assert last.startswith(
+            "error: the engine process was killed (SIGKILL); 1 restarts in 10 minutes are the limit"
+        )
         assert "Traceback" not in server.log
 
 
@@ -302,7 +307,7 @@ def test_clients_that_do_not_read_do_not_hold_a_shutdown(model_dir: Path) -> Non
         assert server.process.wait(20) == 0
         seconds = time.monotonic() - began
         print(f"ended after {seconds:.2f} s")
-        assert seconds < 5
+        assert seconds < 5.5 and "Traceback" not in server.log
         for connection in (*deaf, whole, half, headers, silent):
             connection.close()
 
