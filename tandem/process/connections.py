@@ -126,7 +126,8 @@ class Connections:
         elif isinstance(header, Hello):
             self._greet(client, header.session)
         elif session is None:
-            self._break(client, header.session, "was lost")
+            if not isinstance(header, Bye):
+                self._break(client, header.session, "was lost")
         elif header.session == session.number:
             if header.sequence != session.received:
                 self._break(client, session.number, out_of_step(session.received, header.sequence))

@@ -46,6 +46,7 @@ from tandem.process.messages import (
 from tandem.process.submission import Unreadable, unpack
 
 IDLE_POLL_MS = 100
+INTAKE_SECONDS = 0.05  # for messages between two steps, however many there are
 PROBE_SECONDS = 1.0  # how soon the requests of a client that has disappeared are dropped, at the latest
 STOP = b"\x01"  # on the worker's standard input
 FAILED = 1
@@ -123,8 +124,11 @@ class _Service:
         engine = self._engine
         if not engine.has_unfinished:
             self._connections.socket.poll(IDLE_POLL_MS)
+        deadline = time.monotonic() + INTAKE_SECONDS
         while (message := self._connections.receive()) is not None:
             self._handle(message)
+            if engine.has_unfinished and time.monotonic() > deadline:
+                break
         outputs = self._step() if engine.has_unfinished else ()
         stats = self._heart.stats = engine.stats
         self._connections.send_outputs(outputs, stats)

@@ -93,6 +93,16 @@ def test_another_package_under_the_name_of_ours_is_one_clear_error(tmp_path: Pat
     assert executed(tmp_path) == []
 
 
+def test_another_package_named_server_is_one_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "server").mkdir()
+    (tmp_path / "server" / "__init__.py").write_text(TRAP)
+    command = [sys.executable, "-m", "tandem.cli", "serve"]  # Python puts the working directory first
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
+    assert done.returncode == 1 and done.stderr.startswith("error: server: another module named 'server' hides")
+    assert done.stderr.count("\n") == 1 and executed(tmp_path) == []
+
+
 def test_the_safe_path_keeps_everything_else_in_its_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     own = str(ROOT)
