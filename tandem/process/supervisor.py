@@ -135,9 +135,14 @@ class Supervisor:
         self._restart = None
         self._incarnation += 1
         start, number = Start(self._config, self.endpoint, self._incarnation), self._incarnation
-        self._launched = self._launch(
-            start, lambda: self._post(self._on_built, number), lambda why, said: self._post(self._on_end, why, said)
-        )
+        try:
+            self._launched = self._launch(
+                start,
+                lambda: self._post(self._on_built, number),
+                lambda why, said: self._post(self._on_end, why, said),
+            )
+        except OSError as error:  # no memory for another process, for instance
+            self._loop.call_soon(self._on_end, f"cannot be started: {error.strerror}", "")
 
     def _post(self, callback: Callable[..., None], *arguments: object) -> None:
         """From the launched loop's thread to the event loop, which may have ended before."""
