@@ -13,6 +13,7 @@ from tandem.process.messages import Pulse, encode
 from tandem.process.transport import Endpoint, listen
 
 HEARTBEAT_SECONDS = 0.2
+HELD_UP_SECONDS = 1.0
 
 
 class Heart:
@@ -50,8 +51,13 @@ class Heart:
         self.loaded = share
 
     def _beat(self) -> None:
+        previous = resumed = time.monotonic()
         while not self._stopped.wait(HEARTBEAT_SECONDS):
-            began = self.step_began
-            seconds = time.monotonic() - began if began else 0.0
-            self._socket.send(encode(Pulse(self._incarnation, self.loaded, self.is_ready, seconds, self.stats)))
+            now, began = time.monotonic(), self.step_began
+            if now - previous > HELD_UP_SECONDS:
+                resumed = now  # the process was stopped, and the step with it
+            previous = now
+            seconds = now - max(began, resumed) if began else 0.0
+            pulse = Pulse(self._incarnation, self.loaded, self.is_ready, max(0.0, seconds), self.stats)
+            self._socket.send(encode(pulse))
         self._socket.close()

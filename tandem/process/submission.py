@@ -29,7 +29,7 @@ class Shared(msgspec.Struct, frozen=True, array_like=True):
     bad_words_token_ids: tuple[tuple[int, ...], ...]
 
 
-class Choice(msgspec.Struct, frozen=True, array_like=True):
+class Choice(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What tells one choice from its siblings; ``shared`` is the number of its parameters. The header has its id."""
 
     shared: int

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from tandem.models.hub import ModelFiles
 CONTEXT = 5000
 VOCABULARY = 1000
 STEP_SECONDS = 0.004
+MAX_RUNNING = 512
 INFO = EngineInfo(
     backend="stub",
     device="cpu",
@@ -48,7 +50,7 @@ def stub_config(path: str = "stub") -> EngineConfig:
 
 
 class StubEngine:
-    """Every step adds to each request the number of its prompt's tokens."""
+    """Every step adds to each running request the number of its prompt's tokens."""
 
     def __init__(self, config: EngineConfig, on_progress: Any = None) -> None:
         if Path(config.files.path).is_file():
@@ -85,7 +87,7 @@ class StubEngine:
 
     def step(self) -> list[EngineOutput]:
         time.sleep(STEP_SECONDS)
-        return [self._advance(request) for request in list(self._requests.values())]
+        return [self._advance(request) for request in list(islice(self._requests.values(), MAX_RUNNING))]
 
     def _advance(self, request: EngineRequest) -> EngineOutput:
         match request.cache_salt.split():

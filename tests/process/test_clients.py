@@ -156,6 +156,23 @@ def test_a_client_without_a_supervisor_finds_the_next_engine() -> None:
     asyncio.run(scenario())
 
 
+def test_a_client_without_a_supervisor_hears_of_its_engines_death_at_once() -> None:
+    async def scenario() -> None:
+        async with running(max_restarts=0) as (supervisor, _), connected(supervisor.endpoint) as other:
+            stream = other.submit([request(max_tokens=4000)])
+            await stream.next()
+            assert supervisor.process_id is not None
+            began = time.monotonic()
+            os.kill(supervisor.process_id, signal.SIGKILL)
+            with pytest.raises(EngineDisconnectedError, match="the connection to the engine was lost"):
+                await finish(stream)
+            print(f"SIGKILL: a client elsewhere knows after {time.monotonic() - began:.3f} s")
+            assert time.monotonic() - began < 1.4
+            assert other.status.state == "unhealthy"
+
+    asyncio.run(scenario())
+
+
 def test_over_tcp_with_the_secret() -> None:
     async def scenario() -> None:
         async with running(address=free_tcp_address()) as (supervisor, client):

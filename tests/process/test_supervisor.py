@@ -11,7 +11,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-import uvloop
 
 from tandem.errors import EngineDeadError, EngineLoadingError, EngineStalledError
 from tandem.process import death
@@ -204,13 +203,31 @@ def test_a_front_that_was_held_up_itself_accuses_nobody() -> None:
             stream = client.submit([request(max_tokens=1000)])
             await stream.next()
             time.sleep(3)
-            for _ in range(20):
-                await asyncio.sleep(0.01)
-                assert client.status.state == "ready"
+            await stays_ready(client)
             assert (await finish(stream))[-1].finish_reason == "length"
 
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:  # it looks at the clock before the sockets
-        runner.run(scenario())
+    asyncio.run(scenario())
+
+
+def test_when_front_and_engine_were_stopped_together_nobody_is_accused() -> None:
+    async def scenario() -> None:
+        async with running(stall_timeout=2) as (supervisor, client):
+            stream = client.submit([request("pause 4", max_tokens=500)])
+            await asyncio.sleep(0.3)
+            os.kill(pid_of(supervisor), signal.SIGSTOP)
+            time.sleep(3)
+            os.kill(pid_of(supervisor), signal.SIGCONT)
+            await stays_ready(client)
+            assert (await finish(stream))[-1].finish_reason == "length"
+
+    asyncio.run(scenario())
+
+
+async def stays_ready(client: EngineClient, seconds: float = 0.6) -> None:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        await asyncio.sleep(0.01)
+        assert client.status.state == "ready", client.status
 
 
 def test_after_so_many_restarts_it_gives_up() -> None:
