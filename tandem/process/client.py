@@ -462,7 +462,7 @@ class EngineClient:
             self._set("loading", f"the model is being loaded: {pulse.loaded:.0%} of the weights")
         elif self._incarnation and pulse.incarnation > self._incarnation and not self._greeted:
             self._break("belonged to an engine that has been restarted")
-        elif pulse.incarnation == self._incarnation:
+        elif pulse.incarnation == self._incarnation and self._status.state != "restarting":
             self._stats = pulse.stats
 
     async def _watch(self) -> None:

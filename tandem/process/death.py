@@ -41,19 +41,26 @@ def count_oom_kills() -> int:
 
 
 def _counters() -> list[Path]:
-    """Files with a line ``oom_kill N``: of our control group (version 2, then 1), and of the kernel."""
-    files = [Path("/proc/vmstat"), _CGROUPS / "memory.events"]  # the latter is ours within a container
+    """Files with a line ``oom_kill N``: of the kernel and of our control group.
+
+    Within a container the group's files stand at the root of the mount, outside it under the group's path.
+    """
+    group = _group_of_memory()
+    return [
+        Path("/proc/vmstat"),
+        *(_CGROUPS / path / "memory.events" for path in ("", group)),  # version 2
+        *(_CGROUPS / "memory" / path / "memory.oom_control" for path in ("", group)),  # version 1
+    ]
+
+
+def _group_of_memory() -> str:
+    """Path of the control group that accounts for our memory, without a slash before it."""
     try:
         lines = Path("/proc/self/cgroup").read_text().splitlines()
     except OSError:
-        return files
-    for line in lines:
-        number, controllers, path = line.split(":", 2)
-        if number == "0":
-            files.append(_CGROUPS / path.lstrip("/") / "memory.events")
-        elif "memory" in controllers.split(","):
-            files.append(_CGROUPS / "memory" / path.lstrip("/") / "memory.oom_control")
-    return files
+        return ""
+    groups = {controllers: path.lstrip("/") for _, controllers, path in (line.split(":", 2) for line in lines)}
+    return groups.get("memory", groups.get("", ""))
 
 
 def _read_counter(file: Path) -> int:

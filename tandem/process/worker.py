@@ -151,7 +151,8 @@ class _Service:
                     engine_id = message.session.rename(request_id)
                     if self._connections.disown(message.session, engine_id):
                         self._engine.abort(engine_id)
-                self._connections.send_step(message.session, [], self._engine.stats)
+                if not self._engine.has_unfinished:  # no step will bring news of it
+                    self._connections.send_step(message.session, [], self._engine.stats)
             case Call(call_id=call_id):
                 self._call(message, call_id)
 

@@ -94,6 +94,14 @@ def test_models_that_cannot_be_loaded(model_dir: Path, tmp_path: Path) -> None:
         assert done.stderr.splitlines()[-1].startswith("error: ") and "Traceback" not in done.stderr
 
 
+def test_an_engine_that_dies_while_it_loads_ends_the_server(model_dir: Path) -> None:
+    with ServerProcess(model_dir, wait=False) as server:
+        eventually(lambda: bool(psutil.Process(server.process.pid).children()))
+        server.worker.kill()
+        assert server.process.wait(10) == 1
+        assert "error: the engine process was killed (SIGKILL)" in server.log and "Traceback" not in server.log
+
+
 def _serve(*options: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "tandem.cli", "serve", *options]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=40, check=False)
