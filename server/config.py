@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import msgspec
 
 from tandem.config import ModelOptions
 from tandem.errors import ConfigError
+from tandem.process.transport import check_tcp_address
 
 
 class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -23,6 +25,10 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
         response_role: role of generated messages.
         shutdown_timeout: seconds that open requests get to finish after a first SIGTERM or SIGINT.
         in_process_engine: the engine's loop runs in a thread of this process.
+        max_engine_restarts: how often within ten minutes an engine that has died is started again.
+        engine_stall_timeout: seconds of silence, or within one step, after which the engine's open requests fail and
+            it is replaced; 0 for never.
+        engine_address: ``tcp://HOST:PORT`` at which the engine listens, encrypted, instead of a Unix socket.
         max_queued_requests: unfinished requests above which new ones get 503; 0 for no limit.
         max_body_bytes: larger request bodies get 413.
     """
@@ -53,6 +59,9 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     disable_access_log: bool = False
     shutdown_timeout: float = 60.0
     in_process_engine: bool = False
+    max_engine_restarts: int = 3
+    engine_stall_timeout: float = 60.0
+    engine_address: str | None = None
     max_queued_requests: int = 0
     max_body_bytes: int = 32 * 2**20
 
@@ -65,7 +74,14 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
             path = getattr(self, option)
             if path and not Path(path).is_file():
                 raise ConfigError(f"--{option.replace('_', '-')}", f"there is no file {path}")
-        if self.shutdown_timeout < 0:
+        if not 0 <= self.shutdown_timeout < math.inf:
             raise ConfigError("--shutdown-timeout", f"must be at least 0 seconds, got {self.shutdown_timeout}")
+        if self.max_engine_restarts < 0:
+            raise ConfigError("--max-engine-restarts", f"must be at least 0, got {self.max_engine_restarts}")
+        if not 0 <= self.engine_stall_timeout < math.inf:
+            option = "--engine-stall-timeout"
+            raise ConfigError(option, f"must be at least 0 seconds (0 for never), got {self.engine_stall_timeout}")
+        if self.engine_address is not None:
+            check_tcp_address(self.engine_address)
         if any(not key for key in self.api_keys):
             raise ConfigError("--api-key", "must not be empty")

@@ -16,6 +16,7 @@ from starlette.responses import Response
 
 from tandem.errors import (
     EngineDeadError,
+    EngineDisconnectedError,
     EngineLoadingError,
     EngineStalledError,
     RequestError,
@@ -29,6 +30,7 @@ _ENGINE_ERRORS: dict[type[TandemError], tuple[str, int]] = {  # code, seconds af
     EngineLoadingError: ("engine_loading", 1),
     EngineStalledError: ("engine_stalled", 5),
     EngineDeadError: ("engine_dead", 30),
+    EngineDisconnectedError: ("engine_disconnected", 1),
 }
 _HTTP_CODES = {
     404: ("unknown_url", "there is no {method} {path}"),
@@ -82,7 +84,7 @@ def api_error(error: Exception) -> ApiError:
             return ApiError(400, str(error), error.code, error.param)
         case RequestFailedError():
             return ApiError(500, str(error), "request_failed")
-        case EngineLoadingError() | EngineStalledError() | EngineDeadError():
+        case EngineLoadingError() | EngineStalledError() | EngineDeadError() | EngineDisconnectedError():
             code, seconds = _ENGINE_ERRORS[type(error)]
             return ApiError(503, str(error), code, headers={"retry-after": str(seconds)})
     return ApiError(500, "internal error", "internal_error")

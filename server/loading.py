@@ -16,6 +16,7 @@ from tandem import __version__
 from tandem.config import ResolvedModel, resolve
 from tandem.generation.generation import Generator
 from tandem.process.client import EngineClient
+from tandem.process.supervisor import Supervisor
 from tandem.text.chat_template import ChatTemplate, load_chat_template
 from tandem.text.tokenizer import Tokenizer
 
@@ -23,19 +24,28 @@ logger = logging.getLogger("tandem")
 T = TypeVar("T")
 
 
-async def start_engine(state: ServerState) -> ResolvedModel:
-    """Read the model's configuration and start its engine; returns long before the weights are loaded.
+async def start_engine(state: ServerState) -> tuple[ResolvedModel, Supervisor]:
+    """Read the model's configuration, start its engine and connect to it; returns long before the weights are loaded.
+
+    The supervisor is the caller's, who closes it.
 
     Raises:
         ConfigError, CheckpointError: the model cannot be served.
     """
+    config = state.config
     logger.info("Loading model %s", state.names[0])
-    resolved = await _in_daemon(lambda: resolve(state.config.model))
-    in_process, on_step = state.config.in_process_engine, state.metrics.on_step
-    client = EngineClient(resolved.engine, in_process=in_process, on_step=on_step)
+    resolved = await _in_daemon(lambda: resolve(config.model))
+    supervisor = Supervisor(
+        resolved.engine,
+        in_process=config.in_process_engine,
+        max_restarts=config.max_engine_restarts,
+        address=config.engine_address,
+    )
+    supervisor.start()
+    client = EngineClient(supervisor, stall_timeout=config.engine_stall_timeout, on_step=state.metrics.on_step)
     await client.start()
     state.client = client
-    return resolved
+    return resolved, supervisor
 
 
 async def load_model(state: ServerState, resolved: ResolvedModel) -> None:

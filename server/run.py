@@ -11,42 +11,63 @@ import contextlib
 import logging
 import os
 import signal
-import socket
 import sys
 import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from server.config import ServerConfig
-from server.sockets import address, is_public, open_listener, remove_unix_socket
-from tandem.errors import ConfigError, TandemError
+from server.sockets import Listener, address, is_public, open_listener
+from tandem.errors import ConfigError, EngineDeadError, TandemError
 
 if TYPE_CHECKING:
     import uvicorn
+    from starlette.types import ASGIApp, Receive, Scope, Send
 
     from server.state import ServerState
+    from tandem.process.supervisor import Supervisor
 
 logger = logging.getLogger("tandem")
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 FAILED = 1
+ENGINE_LOST = 70  # EX_SOFTWARE: the engine died too often; starting the server anew may help
 DRAIN_POLL_SECONDS = 0.05
 LAST_WRITES_SECONDS = 2.0  # for error events, once the engine has been taken away from open requests
+EXIT_SECONDS = 1.0  # for threads, once all else has ended
+
+
+class EngineLostError(EngineDeadError):
+    """The engine has died more often than it may be restarted."""
 
 
 def serve(config: ServerConfig) -> int:
     """Run a server until a signal ends it; returns the exit status. What a user can mend is one line on stderr."""
     import uvloop
 
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        status = _exit_status(runner, config)
+        if status != FAILED:
+            _exit_within(EXIT_SECONDS, status)
+    return status
+
+
+def _exit_status(runner: asyncio.Runner, config: ServerConfig) -> int:
     try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(run_server(config))
+        runner.run(run_server(config))
     except TandemError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return FAILED
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return ENGINE_LOST if isinstance(error, EngineLostError) else FAILED
     except KeyboardInterrupt:  # before the signals were ours
         return 128 + signal.SIGINT
     return 0
+
+
+def _exit_within(seconds: float, status: int) -> None:
+    """End the process even if threads are still busy with texts that nobody waits for any more."""
+    timer = threading.Timer(seconds, os._exit, (status,))
+    timer.daemon = True
+    timer.start()
 
 
 async def run_server(config: ServerConfig) -> None:
@@ -55,19 +76,19 @@ async def run_server(config: ServerConfig) -> None:
     Raises:
         ConfigError: an option cannot be honoured, such as a port that is taken.
         CheckpointError, EngineDeadError: the model cannot be loaded.
+        EngineLostError: the engine has died too often.
     """
     listener = open_listener(config)
     try:
         await _Server(config, listener).run()
     finally:
         listener.close()
-        remove_unix_socket(config)
 
 
 class _Server:
     """One server while it lives."""
 
-    def __init__(self, config: ServerConfig, listener: socket.socket) -> None:
+    def __init__(self, config: ServerConfig, listener: Listener) -> None:
         from server.logs import configure_logging
         from server.state import ServerState
 
@@ -75,44 +96,52 @@ class _Server:
         self._config = config
         self._listener = listener
         self._state: ServerState = ServerState(config)
+        self._supervisor: Supervisor | None = None
         self._web: uvicorn.Server | None = None
         self._stopping = asyncio.Event()
 
     async def run(self) -> None:
         """From the engine's start to its end."""
         with self._signals():
-            loading = asyncio.create_task(self._load())
+            engine = asyncio.create_task(self._run_engine())
             draining = asyncio.create_task(self._drain())
             try:
-                await self._listen(loading)
+                await self._listen(engine)
             finally:
-                for task in (loading, draining):
+                for task in (engine, draining):
                     task.cancel()
-                await asyncio.gather(loading, draining, return_exceptions=True)
+                await asyncio.gather(engine, draining, return_exceptions=True)
                 if self._state.client is not None:
                     await self._state.client.close()
+                if self._supervisor is not None:
+                    await self._supervisor.close()
                 self._state.close()
 
-    async def _listen(self, loading: asyncio.Task[None]) -> None:
+    async def _listen(self, engine: asyncio.Task[None]) -> None:
         """Answer requests until told to end, or until the model turns out to be unusable."""
         self._web = await asyncio.to_thread(_create_web, self._config, self._state)
-        if loading.done():
-            loading.result()
+        if engine.done():
+            engine.result()
         self._announce()
-        serving = asyncio.create_task(self._web.serve([self._listener]))
+        serving = asyncio.create_task(self._web.serve([self._listener.socket]))
         try:
-            await asyncio.wait((serving, loading), return_when=asyncio.FIRST_COMPLETED)
-            if loading.done():
-                loading.result()
+            await asyncio.wait((serving, engine), return_when=asyncio.FIRST_COMPLETED)
+            if not self._stopping.is_set() and engine.done():
+                engine.result()
             await asyncio.shield(serving)
         finally:
             self._web.should_exit = True
             await serving
 
-    async def _load(self) -> None:
+    async def _run_engine(self) -> None:
+        """Load the model, and end by an error once there is no engine any more."""
         from server.loading import load_model, start_engine
 
-        await load_model(self._state, await start_engine(self._state))
+        resolved, self._supervisor = await start_engine(self._state)
+        await load_model(self._state, resolved)
+        why = await self._supervisor.wait_dead()
+        await self._until_idle(LAST_WRITES_SECONDS)
+        raise EngineLostError(why)
 
     def _announce(self) -> None:
         if is_public(self._listener) and not self._config.api_keys:
@@ -140,27 +169,44 @@ class _Server:
         if not self._stopping.is_set():
             self._stopping.set()
             return
-        if self._state.client is not None:
-            self._state.client.kill()
-        remove_unix_socket(self._config)
+        if self._supervisor is not None:
+            self._supervisor.kill()
+        self._listener.remove_file()
         os._exit(128 + number)
 
     async def _drain(self) -> None:
-        """After the first signal: let open requests finish, then take the engine away from those that have not."""
+        """After the first signal: let open requests finish, then take the engine away from those that have not.
+
+        Clients that do not read their last bytes lose them.
+        """
         await self._stopping.wait()
-        state, loop = self._state, asyncio.get_running_loop()
+        state = self._state
         state.draining = True
-        await self._until_idle(loop.time() + self._config.shutdown_timeout)
+        await self._until_idle(self._config.shutdown_timeout)
         if state.num_requests and state.client is not None:
             await state.client.close()
-            await self._until_idle(loop.time() + LAST_WRITES_SECONDS)
+            await self._until_idle(LAST_WRITES_SECONDS)
         while self._web is None:
             await asyncio.sleep(DRAIN_POLL_SECONDS)
+        if state.num_requests:
+            self._drop_connections(self._web)
         self._web.should_exit = True
 
-    async def _until_idle(self, deadline: float) -> None:
-        while self._state.num_requests and asyncio.get_running_loop().time() < deadline:
+    async def _until_idle(self, seconds: float) -> None:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + seconds
+        while self._state.num_requests and loop.time() < deadline:
             await asyncio.sleep(DRAIN_POLL_SECONDS)
+
+    def _drop_connections(self, web: uvicorn.Server) -> None:
+        """End what is left; tasks, too, lest they go on to make all that the connections have held up."""
+        connections, tasks = list(web.server_state.connections), list(web.server_state.tasks)
+        logger.warning("Closing %d connections whose clients do not take their answers", len(connections))
+        for connection in connections:
+            if connection.transport is not None:
+                connection.transport.abort()
+        for task in tasks:
+            task.cancel()
 
 
 def _create_web(config: ServerConfig, state: ServerState) -> uvicorn.Server:
@@ -177,7 +223,7 @@ def _create_web(config: ServerConfig, state: ServerState) -> uvicorn.Server:
             yield
 
     web_config = uvicorn.Config(
-        create_app(state),
+        _quiet_at_the_end(create_app(state), state),
         http="httptools",
         ws="none",
         lifespan="off",
@@ -199,3 +245,16 @@ def _create_web(config: ServerConfig, state: ServerState) -> uvicorn.Server:
             "--ssl-certfile", f"the certificate and its key cannot be used: {error.strerror}"
         ) from error
     return Web(web_config)
+
+
+def _quiet_at_the_end(app: ASGIApp, state: ServerState) -> ASGIApp:
+    """Leave cancellations out of the log once the connections of a draining server are dropped."""
+
+    async def quiet(scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await app(scope, receive, send)
+        except asyncio.CancelledError:
+            if not state.draining:
+                raise
+
+    return quiet

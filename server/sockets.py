@@ -8,6 +8,7 @@ import ipaddress
 import os
 import socket
 import stat
+from dataclasses import dataclass
 
 from server.config import ServerConfig
 from tandem.errors import ConfigError
@@ -15,36 +16,65 @@ from tandem.errors import ConfigError
 BACKLOG = 2048
 
 
-def open_listener(config: ServerConfig) -> socket.socket:
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """A listening socket, and the file of a Unix socket.
+
+    Attributes:
+        path: of that file; None for TCP.
+        file: what the path meant when the file was made.
+    """
+
+    socket: socket.socket
+    path: str | None = None
+    file: tuple[int, int] | None = None
+
+    def close(self) -> None:
+        """Stop listening. Idempotent."""
+        self.socket.close()
+        self.remove_file()
+
+    def remove_file(self) -> None:
+        """Take the socket's file away, unless another server has put its own there since."""
+        if self.path is not None and _identity(self.path) == self.file:
+            with contextlib.suppress(OSError):
+                os.unlink(self.path)
+
+
+def open_listener(config: ServerConfig) -> Listener:
     """Bind and listen where the configuration says.
 
     Raises:
         ConfigError: the address is taken, unknown or not allowed.
     """
-    return _unix(config.uds) if config.uds else _tcp(config.host, config.port)
+    if not config.uds:
+        return Listener(_tcp(config.host, config.port))
+    return Listener(_unix(config.uds), config.uds, _identity(config.uds))
 
 
-def address(config: ServerConfig, listener: socket.socket) -> str:
+def address(config: ServerConfig, listener: Listener) -> str:
     """The listener's address as a URL; for a Unix socket ``unix:`` and its path."""
-    if config.uds:
-        return f"unix:{config.uds}"
-    host, port = listener.getsockname()[:2]
+    if listener.path is not None:
+        return f"unix:{listener.path}"
+    host, port = listener.socket.getsockname()[:2]
     scheme = "https" if config.ssl_certfile else "http"
     return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
-def is_public(listener: socket.socket) -> bool:
+def is_public(listener: Listener) -> bool:
     """Whether other machines may reach the listener."""
-    if listener.family == socket.AF_UNIX:
+    if listener.path is not None:
         return False
-    return not ipaddress.ip_address(listener.getsockname()[0].partition("%")[0]).is_loopback
+    return not ipaddress.ip_address(listener.socket.getsockname()[0].partition("%")[0]).is_loopback
 
 
-def remove_unix_socket(config: ServerConfig) -> None:
-    """Take the socket's file away, if there is one."""
-    if config.uds:
-        with contextlib.suppress(OSError):
-            os.unlink(config.uds)
+def _identity(path: str) -> tuple[int, int] | None:
+    """Device and inode of a file; None if there is none."""
+    try:
+        found = os.lstat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _tcp(host: str, port: int) -> socket.socket:

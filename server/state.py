@@ -60,7 +60,7 @@ class LoadedModel:
 class Health:
     """``state`` is ``healthy`` only while requests are answered; ``detail`` is one line for the user."""
 
-    state: Literal["healthy", "loading", "stalled", "dead", "draining"]
+    state: Literal["healthy", "loading", "unhealthy", "restarting", "dead", "draining"]
     detail: str
 
 
@@ -109,9 +109,9 @@ class ServerState:
         """
         health = self.health
         match health.state:
-            case "loading":
+            case "loading" | "restarting":
                 raise EngineLoadingError(health.detail)
-            case "stalled":
+            case "unhealthy":
                 raise EngineStalledError(health.detail)
             case "dead":
                 raise EngineDeadError(health.detail)

@@ -9,6 +9,7 @@
         ├── EngineLoadingError     the model is still being loaded
         ├── EngineDeadError        the engine process has ended, or its loop has failed
         ├── EngineStalledError     the engine process has stopped answering
+        ├── EngineDisconnectedError  frames between client and engine were lost
         └── RequestFailedError     one admitted request ended with ``finish_reason="error"``
 
 Each message is one line that a user can act on: it holds no address, path of ours or traceback. A layer that
@@ -64,15 +65,19 @@ class EngineError(TandemError):
 
 
 class EngineLoadingError(EngineError):
-    """The engine is not ready yet; the same request will work later."""
+    """The engine is not ready yet, or not again; the same request will work later."""
 
 
 class EngineDeadError(EngineError):
-    """The engine is gone for good; open requests have failed and new ones are refused."""
+    """The engine's process has ended; its open requests have failed. Another may be started in its place."""
 
 
 class EngineStalledError(EngineError):
     """The engine has not answered for too long; its open requests have failed. It may come back."""
+
+
+class EngineDisconnectedError(EngineError):
+    """The connection to the engine lost or garbled frames; its open requests have failed, new ones work."""
 
 
 class RequestFailedError(EngineError):

@@ -6,7 +6,9 @@ import os
 from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 
+import tandem
 from tandem.config import EngineConfig
 from tandem.engine import Engine
 from tandem.errors import ConfigError
@@ -29,6 +31,19 @@ def check_backend(name: str) -> None:
         raise ConfigError("--backend", f"{name!r} is not one of auto, {', '.join(ENGINES)}")
 
 
+def check_own(package: str, option: str) -> None:
+    """Make sure that a package of ours is the one that an import would find, without importing it.
+
+    Raises:
+        ConfigError: something else goes by its name, for instance a folder beside the script that runs.
+    """
+    spec = find_spec(package)
+    home = Path(tandem.__file__).parents[1]
+    if spec is None or spec.origin is None or Path(spec.origin).parents[1] != home:
+        where = spec.origin or next(iter(spec.submodule_search_locations or ()), None) if spec else None
+        raise ConfigError(option, f"another module named {package!r} hides Tandem's own: {where}; rename or move it")
+
+
 def create_engine(config: EngineConfig, on_progress: ProgressCallback | None = None) -> Engine:
     """Build the engine that ``config.backend`` names; loading weights calls ``on_progress`` with a share in [0, 1].
 
@@ -43,6 +58,7 @@ def create_engine(config: EngineConfig, on_progress: ProgressCallback | None = N
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     module, name = ENGINES[_best_here() if config.backend == "auto" else config.backend]
+    check_own(module.partition(".")[0], "--backend")
     engine: Engine = getattr(import_module(module), name)(config, on_progress)
     return engine
 

@@ -200,6 +200,25 @@ def _add_server_options(parser: argparse.ArgumentParser) -> None:
         help="run the engine in a thread of the server",
     )
     add(
+        "--max-engine-restarts",
+        type=int,
+        default=3,
+        metavar="N",
+        help="within ten minutes, of an engine that has died; then the server ends with status 70 (default: 3)",
+    )
+    add(
+        "--engine-stall-timeout",
+        type=float,
+        default=60.0,
+        metavar="S",
+        help="seconds of silence or within one step after which the engine is replaced; 0 for never (default: 60)",
+    )
+    add(
+        "--engine-address",
+        metavar="ADDRESS",
+        help="tcp://HOST:PORT for the engine, encrypted; takes the next port, too (default: a Unix socket)",
+    )
+    add(
         "--max-num-queued-reqs",
         dest="max_queued_requests",
         type=count,

@@ -1,6 +1,7 @@
-"""The front process's end of the engine: starts its loop, follows its health, hands out what it yields.
+"""A front's end of an engine: hands over requests, hands out what they yield, judges the engine's health.
 
 One message arrives per engine step and wakes the front once; each request's outputs go where its stream finds them.
+Several clients, in several processes, may be connected to one engine.
 """
 
 from __future__ import annotations
@@ -8,63 +9,65 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
-import shutil
-import subprocess
-import sys
-import tempfile
-import threading
+import secrets
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from itertools import count
+from typing import Any
 
-import msgspec
 import zmq
 import zmq.asyncio
+from zmq.utils.monitor import recv_monitor_message
 
-from tandem.config import EngineConfig
 from tandem.engine import EngineInfo, EngineOutput, EngineRequest, EngineStats
 from tandem.errors import (
     EngineDeadError,
+    EngineDisconnectedError,
     EngineError,
     EngineLoadingError,
     EngineStalledError,
 )
-from tandem.process.transport import (
-    AbortRequests,
-    AddRequests,
-    Failed,
-    Heartbeat,
-    Loading,
-    Ready,
-    Shutdown,
-    Start,
-    StepDone,
+from tandem.process.messages import (
+    METHODS,
+    Abort,
+    Add,
+    Broken,
+    Bye,
+    Call,
+    Failure,
+    FrameError,
+    FromEngine,
+    Hello,
+    Probe,
+    Pulse,
+    Reply,
+    Step,
+    StepBody,
     ToEngine,
-    decode_from_engine,
+    Welcome,
+    decoder,
     encode,
-    open_socket,
+    out_of_step,
 )
-from tandem.process.worker import EngineLoop, write_start
+from tandem.process.submission import pack
+from tandem.process.supervisor import EngineStatus, State, Supervisor
+from tandem.process.transport import Endpoint, connect
 
 logger = logging.getLogger("tandem")
 
 WATCH_SECONDS = 0.1
-SILENCE_SECONDS = 1.5  # without a heartbeat; with WATCH_SECONDS and the beat's own 0.2 s, noticed within 2 s
-STEP_SECONDS = 300.0  # within one step
-CLOSE_SECONDS = 3.0
+SILENCE_SECONDS = 1.5  # without a pulse; with WATCH_SECONDS and the pulse's own 0.2 s, noticed within 2 s
+STALL_SECONDS = 60.0
+PROBE_SECONDS = 1.0  # how soon a lost frame is noticed while requests are open, if no other follows it
+HELLO_SECONDS = 1.0  # after which an engine that is ready and has not answered is greeted again
+DISCONNECT_SECONDS = 0.2  # for a supervisor to say why a connection was lost
+CALL_SECONDS = 600.0
 
-State = Literal["loading", "ready", "stalled", "dead"]
-
-
-@dataclass(frozen=True, slots=True)
-class EngineStatus:
-    """The engine's health as ``/health`` tells it; ``detail`` is one line for the user."""
-
-    state: State
-    detail: str
+_decode_header: Callable[[bytes], FromEngine] = decoder(FromEngine)
+_decode_info: Callable[[bytes], EngineInfo] = decoder(EngineInfo)
+_decode_step: Callable[[bytes], StepBody] = decoder(StepBody)
+_decode_failure: Callable[[bytes], Failure] = decoder(Failure)
+_decode_pulse: Callable[[bytes], Pulse] = decoder(Pulse)
 
 
 class OutputStream:
@@ -86,16 +89,15 @@ class OutputStream:
         """All outputs since the last call, in order; at least one. Call only while not ``finished``.
 
         Raises:
-            EngineDeadError, EngineStalledError: the engine was lost before the requests ended.
+            EngineError: the engine, or the connection to it, was lost before the requests ended.
         """
         await self._news.wait()
         self._news.clear()
         outputs, self._outputs = self._outputs, []
-        if not outputs and self._error is not None:
-            self._news.set()
-            raise self._error
         if self._error is not None:
             self._news.set()
+            if not outputs:
+                raise self._error
         return outputs
 
     def abort(self, request_ids: Iterable[str] | None = None) -> None:
@@ -117,34 +119,43 @@ class OutputStream:
 
 
 class EngineClient:
-    """Owns an engine's loop, in a process of its own or in a thread of this one. Belongs to one event loop.
+    """One client of an engine. Belongs to one event loop.
 
     Args:
-        config: what the engine is built from.
-        in_process: run the loop in a thread; it serves the same messages over the same kind of socket.
-        on_step: called with the statistics of each step.
+        engine: the supervisor of an engine, or where an engine that somebody else supervises listens.
+        stall_timeout: seconds of silence, or within one step, after which open requests fail and the supervisor
+            replaces the engine; 0 for never.
+        on_step: called with the statistics of each step that brought this client something.
+
+    Attributes:
+        identity: tells this client from all others, of any engine.
     """
 
     def __init__(
         self,
-        config: EngineConfig,
+        engine: Supervisor | Endpoint,
         *,
-        in_process: bool = False,
+        stall_timeout: float = STALL_SECONDS,
         on_step: Callable[[EngineStats], None] | None = None,
     ) -> None:
-        self._config = config
-        self._in_process = in_process
+        self.identity = secrets.token_hex(8)
         self.on_step = on_step
-        self._streams: dict[str, OutputStream] = {}
-        self._unsent: list[EngineRequest] = []  # since the event loop's last turn
-        self._info: EngineInfo | None = None
-        self._stats = EngineStats()
+        self._supervisor = engine if isinstance(engine, Supervisor) else None
+        self._endpoint = engine.endpoint if isinstance(engine, Supervisor) else engine
+        self._stall_timeout = stall_timeout
         self._status = EngineStatus("loading", "the model is being loaded")
         self._settled = asyncio.Event()  # ready or dead
+        self._info: EngineInfo | None = None
+        self._stats = EngineStats()
+        self._incarnation = 0  # of the engine that has welcomed us
+        self._streams: dict[str, OutputStream] = {}
+        self._unsent: list[EngineRequest] = []  # since the event loop's last turn
+        self._calls: dict[str, asyncio.Future[None]] = {}
+        self._call_ids = map(str, count())
+        self._session = self._sent = self._received = 0
+        self._greeted = self._sent_at = 0.0
         self._last_sign = time.monotonic()
         self._step_seconds = 0.0
-        self._process: subprocess.Popen[bytes] | None = None
-        self._thread: threading.Thread | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._closing = False
 
@@ -160,7 +171,7 @@ class EngineClient:
         """Facts about the engine.
 
         Raises:
-            EngineError: there is none yet, or no more.
+            EngineError: there is none yet, none now, or none any more.
         """
         self._require_ready()
         assert self._info is not None
@@ -168,18 +179,13 @@ class EngineClient:
 
     @property
     def stats(self) -> EngineStats:
-        """As of the latest step."""
+        """As of the latest step; of all clients together."""
         return self._stats
 
     @property
     def num_unfinished(self) -> int:
-        """Requests the engine still works on."""
+        """Requests of this client that the engine still works on."""
         return len(self._streams)
-
-    @property
-    def process_id(self) -> int | None:
-        """Of the engine's process; None in thread mode."""
-        return self._process.pid if self._process else None
 
     async def wait_ready(self) -> EngineInfo:
         """Wait for the model to be loaded.
@@ -194,10 +200,11 @@ class EngineClient:
         """Hand admitted requests to the engine, in order.
 
         All that is handed over within one turn of the event loop travels in one message, so that the prompts of one
-        HTTP request begin in one step.
+        HTTP request begin in one step. Requests whose ``prompt_token_ids``, ``sampling`` and token sequences are the
+        same objects share them on the wire and in the engine.
 
         Raises:
-            EngineError: it is loading, stalled or dead; nothing was handed over.
+            EngineError: the engine cannot take them now; nothing was handed over.
         """
         self._require_ready()
         stream = OutputStream(self, [request.request_id for request in requests])
@@ -208,105 +215,180 @@ class EngineClient:
         self._unsent += requests
         return stream
 
+    async def call(self, method: str, *arguments: Any, timeout: float = CALL_SECONDS) -> None:
+        """Have the engine do one of ``METHODS`` between two steps: what ``Engine`` defines under the same name.
+
+        Args:
+            timeout: seconds after which nobody waits any more; the engine may still do it.
+
+        Raises:
+            ValueError: there is no such method.
+            TandemError: what the engine raised, as the class it was there.
+            EngineError: the engine cannot take calls now, is lost before it answers, or does not answer in time.
+        """
+        if method not in METHODS:
+            raise ValueError(f"{method!r} is not one of {', '.join(METHODS)}")
+        body = encode(METHODS[method](*arguments))
+        self._require_ready()
+        call_id = next(self._call_ids)
+        answer = self._calls[call_id] = asyncio.get_running_loop().create_future()
+        self._send(Call(*self._number(), call_id), body)
+        try:
+            await asyncio.wait_for(answer, timeout)
+        except TimeoutError as error:
+            raise EngineStalledError(f"the engine has not answered {method} within {timeout:g} s") from error
+        finally:
+            self._calls.pop(call_id, None)
+
     # ------------------------------------------------------------------ lifecycle
 
     async def start(self) -> None:
-        """Open the sockets and start the engine's loop; returns at once, long before the model is loaded."""
-        self._directory = Path(tempfile.mkdtemp(prefix="tandem-"))  # mode 0700
-        start = Start(self._config, f"ipc://{self._directory}/requests", f"ipc://{self._directory}/outputs")
-        self._context = zmq.asyncio.Context()
-        self._to_engine = open_socket(zmq.Context(self._context), zmq.PUSH, start.requests_address, bind=True)
-        self._from_engine = open_socket(self._context, zmq.PULL, start.outputs_address, bind=True)
+        """Connect; returns at once, whether or not the engine is there yet."""
+        where, context = self._endpoint, zmq.asyncio.Context()
+        self._context = context
+        self._pulses = connect(context, zmq.SUB, where.pulses, where.secret)
+        self._socket = connect(context, zmq.DEALER, where.requests, where.secret, self.identity)
+        self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         self._last_sign = time.monotonic()
-        if self._in_process:
-            self._thread = threading.Thread(target=EngineLoop(start).run, name="engine", daemon=True)
-            self._thread.start()
-        else:
-            self._process = _spawn(start)
-        self._tasks = [asyncio.create_task(self._receive()), asyncio.create_task(self._watch())]
+        self._greet()
+        self._tasks = [
+            asyncio.create_task(task())
+            for task in (self._receive, self._receive_pulses, self._watch_connection, self._watch)
+        ]
+        if self._supervisor is not None:
+            self._supervisor.subscribe(self._on_supervisor)
+            self._on_supervisor(self._supervisor.status)
 
     async def close(self) -> None:
-        """End the engine's loop; open requests fail. Idempotent."""
+        """Disconnect; open requests fail and the engine drops them. Idempotent."""
         if self._closing:
             return
         self._closing = True
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._lose(EngineDeadError("the server is shutting down"), "dead")
-        self._send(Shutdown())
-        await asyncio.to_thread(self._join)
-        self._to_engine.close()
-        self._from_engine.close()
+        self._fail(EngineDeadError("the server is shutting down"))
+        self._set("dead", "the server is shutting down")
+        self._send(Bye(*self._number()))
+        self._socket.disable_monitor()
+        self._monitor.close()
+        self._socket.close(linger=200)
+        self._pulses.close()
         self._context.term()
-        shutil.rmtree(self._directory, ignore_errors=True)
 
-    def kill(self) -> None:
-        """End the engine at once, without waiting for anything; nothing else may be called after it."""
-        if self._process is not None:
-            self._process.kill()
-        shutil.rmtree(self._directory, ignore_errors=True)
+    # ------------------------------------------------------------------ sending
 
-    def _join(self) -> None:
-        if self._thread is not None:
-            self._thread.join(CLOSE_SECONDS)
-        if self._process is None:
-            return
-        try:
-            self._process.wait(CLOSE_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        if self._process.stdin:
-            self._process.stdin.close()
+    def _number(self) -> tuple[int, int]:
+        """Session and sequence of the next frame, after what was submitted before."""
+        self._send_requests()
+        return self._session, self._sent
 
-    # ------------------------------------------------------------------ messages
+    def _send(self, header: ToEngine, *bodies: bytes) -> None:
+        self._sent += 1
+        self._sent_at = time.monotonic()
+        self._socket.send_multipart([encode(header), *bodies])  # queued at once; there is no limit to wait for
 
     def _send_requests(self) -> None:
-        if self._unsent:
-            requests, self._unsent = self._unsent, []
-            self._send(AddRequests(requests))
-
-    def _send(self, message: ToEngine) -> None:
-        self._send_requests()  # what was said before comes before
-        with contextlib.suppress(zmq.Again):  # only when there is no engine left to read it
-            self._to_engine.send(encode(message), zmq.NOBLOCK)
+        if not self._unsent:
+            return
+        requests, self._unsent = self._unsent, []
+        packed = pack(requests)
+        for request_id, reason in packed.refused.items():
+            error = f"the request cannot be sent to the engine: {reason}"
+            self._dispatch(EngineOutput(request_id, [], finish_reason="error", error=error))
+        if packed.prompts:
+            header = Add(self._session, self._sent, len(packed.shared), packed.request_ids)
+            self._send(header, *packed.shared, *packed.prompts)
 
     def _abort(self, request_ids: set[str]) -> None:
-        for request_id in request_ids:
-            self._streams.pop(request_id, None)
-        if request_ids and self._status.state != "dead":
-            self._send(AbortRequests(list(request_ids)))
+        known = [request_id for request_id in request_ids if self._streams.pop(request_id, None) is not None]
+        if known and not self._closing:
+            self._send(Abort(*self._number(), known))
+
+    def _greet(self) -> None:
+        """Begin a session; the engine drops what is left of the one before."""
+        self._unsent.clear()
+        self._session += 1
+        self._sent = self._received = 0
+        self._greeted = time.monotonic()
+        self._send(Hello(self._session, 0))
+
+    # ------------------------------------------------------------------ receiving
 
     async def _receive(self) -> None:
         while True:
-            frame = await self._from_engine.recv()
+            header_frame, *bodies = await self._socket.recv_multipart()
             try:
-                message = decode_from_engine(frame)
-            except msgspec.MsgspecError:
-                logger.warning("dropped a frame from the engine that is no message")
+                header = _decode_header(header_frame)
+            except FrameError:
+                self._break("sent a frame that cannot be read")
                 continue
-            self._last_sign = time.monotonic()
-            self._handle(message)
+            if header.session == self._session:
+                self._handle(header, bodies)
 
-    def _handle(self, message: Any) -> None:
-        match message:
-            case StepDone(outputs, stats):
-                self._stats = stats
-                for output in outputs:
-                    self._dispatch(output)
-                if self.on_step is not None:
-                    self.on_step(stats)
-            case Heartbeat(step_seconds):
-                self._step_seconds = step_seconds
-            case Loading(fraction):
-                self._status = EngineStatus("loading", f"the model is being loaded: {fraction:.0%} of the weights")
-            case Ready(info):
-                self._info = info
-                self._status = EngineStatus("ready", "the engine is stepping")
-                self._settled.set()
-            case Failed(text):
-                self._lose(EngineDeadError(text), "dead")
+    def _handle(self, header: FromEngine, bodies: list[bytes]) -> None:
+        self._last_sign = time.monotonic()
+        if isinstance(header, Broken):
+            self._break(header.reason)
+            return
+        if header.sequence != self._received:
+            self._break(out_of_step(self._received, header.sequence))
+            return
+        self._received += 1
+        match header:
+            case Welcome():
+                self._on_welcome(header, b"".join(bodies))
+            case Step():
+                self._on_step(header, b"".join(bodies))
+            case Reply():
+                self._on_reply(header, b"".join(bodies))
+
+    def _on_welcome(self, header: Welcome, body: bytes) -> None:
+        try:
+            self._info = _decode_info(body)
+        except FrameError as error:
+            logger.error("The engine does not say what it is: %s", error)
+            return
+        self._incarnation = header.incarnation
+        self._greeted = 0.0
+        self._step_seconds = 0.0
+        self._set("ready", "the engine is ready")
+
+    def _on_step(self, header: Step, body: bytes) -> None:
+        try:
+            step = _decode_step(body)
+            if len(step.outputs) != len(header.request_ids):
+                raise FrameError("it does not hold as many outputs as it says")
+        except FrameError as error:
+            self._fail_unreadable(header.request_ids, error)
+            return
+        self._stats = step.stats
+        for output in step.outputs:
+            self._dispatch(output)
+        if self.on_step is not None and step.outputs:
+            self.on_step(step.stats)
+
+    def _on_reply(self, header: Reply, body: bytes) -> None:
+        answer = self._calls.get(header.call_id)
+        if answer is None or answer.done():
+            return
+        try:
+            failure = _decode_failure(body) if body else None
+        except FrameError as error:
+            failure = Failure("EngineError", f"the engine's answer cannot be read: {error}")
+        if failure is None:
+            answer.set_result(None)
+        else:
+            answer.set_exception(failure.error)
+
+    def _fail_unreadable(self, request_ids: list[str], error: FrameError) -> None:
+        reason = f"an output of the engine cannot be read: {error}"
+        logger.error("%s", reason)
+        open_ids = [request_id for request_id in request_ids if request_id in self._streams]
+        if open_ids:
+            self._send(Abort(*self._number(), open_ids))
+        for request_id in open_ids:
+            self._dispatch(EngineOutput(request_id, [], finish_reason="error", error=reason))
 
     def _dispatch(self, output: EngineOutput) -> None:
         stream = self._streams.get(output.request_id)
@@ -316,7 +398,72 @@ class EngineClient:
             del self._streams[output.request_id]
         stream._put(output)
 
+    # ------------------------------------------------------------------ losing the engine, or the connection to it
+
+    def _break(self, reason: str) -> None:
+        """The session is over; another begins at once. ``reason`` completes "the connection to the engine …"."""
+        if self._closing:
+            return
+        error = EngineDisconnectedError(f"the connection to the engine {reason}; its open requests have failed")
+        logger.error("%s", error)
+        self._fail(error)
+        self._greet()
+
+    def _fail(self, error: EngineError) -> None:
+        """Fail all that is open."""
+        streams, self._streams = self._streams, {}
+        for stream in set(streams.values()):
+            stream._fail(error)
+        calls, self._calls = self._calls, {}
+        for answer in calls.values():
+            if not answer.done():
+                answer.set_exception(error)
+        self._unsent.clear()
+
+    def _on_supervisor(self, status: EngineStatus) -> None:
+        """The engine's process has died, or is there again, which only its welcome makes certain."""
+        if self._closing or status.state not in ("restarting", "dead"):
+            return
+        self._set(status.state, status.detail)
+        self._stats = EngineStats()
+        self._fail(EngineDeadError(status.detail))
+        if status.state == "restarting":
+            self._greet()  # waits in the socket for the next engine
+
+    async def _watch_connection(self) -> None:
+        """Tell an engine that has vanished from one that is silent."""
+        while True:
+            await recv_monitor_message(self._monitor)
+            session, was_welcome = self._session, not self._greeted
+            await asyncio.sleep(DISCONNECT_SECONDS)
+            is_welcome_since = not was_welcome and not self._greeted  # over the next connection, then
+            is_lost = session == self._session and not is_welcome_since
+            if is_lost and self._status.state in ("ready", "unhealthy"):
+                self._break("was lost")
+                self._set("unhealthy", "the connection to the engine was lost")
+
     # ------------------------------------------------------------------ health
+
+    async def _receive_pulses(self) -> None:
+        while True:
+            frame = await self._pulses.recv()
+            with contextlib.suppress(FrameError):  # no request depends on it, and silence will be noticed
+                self._on_pulse(_decode_pulse(frame))
+
+    def _on_pulse(self, pulse: Pulse) -> None:
+        if pulse.incarnation < self._incarnation:
+            return  # of an engine that is gone
+        now = self._last_sign = time.monotonic()
+        self._step_seconds = pulse.step_seconds
+        is_unanswered = self._greeted and now - self._greeted > HELLO_SECONDS
+        if is_unanswered and pulse.is_ready and not self._streams and not self._calls:
+            self._greet()  # the last greeting may have gone to an engine that was about to vanish
+        if self._status.state == "loading":
+            self._set("loading", f"the model is being loaded: {pulse.loaded:.0%} of the weights")
+        elif self._incarnation and pulse.incarnation > self._incarnation and not self._greeted:
+            self._break("belonged to an engine that has been restarted")
+        elif pulse.incarnation == self._incarnation and self._status.state != "restarting":
+            self._stats = pulse.stats
 
     async def _watch(self) -> None:
         while True:
@@ -326,57 +473,47 @@ class EngineClient:
             if now - before > WATCH_SECONDS + SILENCE_SECONDS / 2:
                 self._last_sign = now  # this process was itself held up; the engine's signs are still in the socket
             self._judge(now)
+            if (self._streams or self._calls) and now - self._sent_at > PROBE_SECONDS:
+                self._send(Probe(*self._number()))
 
     def _judge(self, now: float) -> None:
-        if self._status.state == "dead":
+        if self._status.state not in ("ready", "unhealthy"):
             return
-        if self._has_ended():
-            self._lose(EngineDeadError("the engine process has ended unexpectedly"), "dead")
-            return
-        silent = now - self._last_sign > SILENCE_SECONDS
-        stuck = self._step_seconds > STEP_SECONDS
-        if self._status.state == "ready" and (silent or stuck):
-            why = f"has sent no sign of life for {SILENCE_SECONDS:g} s" if silent else "is stuck in a step"
-            self._lose(EngineStalledError(f"the engine {why}"), "stalled")
-        elif self._status.state == "stalled" and not (silent or stuck):
-            self._status = EngineStatus("ready", "the engine is stepping again")
-            logger.warning(self._status.detail)
+        silence = now - self._last_sign
+        if self._stall_timeout and max(silence, self._step_seconds) > self._stall_timeout:
+            if silence > self._stall_timeout:
+                self._on_stall(f"has sent no sign of life for {silence:.1f} s")
+            else:
+                self._on_stall(f"has been stuck in a step for {self._step_seconds:.1f} s")
+        elif silence > SILENCE_SECONDS:
+            self._set("unhealthy", f"the engine has sent no sign of life for {silence:.1f} s")
+        elif self._status.state == "unhealthy" and not self._greeted:
+            logger.warning("The engine answers again")
+            self._set("ready", "the engine is ready")
 
-    def _has_ended(self) -> bool:
-        if self._process is not None:
-            return self._process.poll() is not None
-        return self._thread is not None and not self._thread.is_alive()
+    def _on_stall(self, why: str) -> None:
+        """Fail what is open and have the engine replaced; where nobody can, it may come back."""
+        self._set("unhealthy", f"the engine {why}")
+        if self._streams or self._calls:
+            self._fail(EngineStalledError(f"the engine {why}; its open requests have failed"))
+            self._greet()
+        if self._supervisor is not None:
+            self._supervisor.replace(why)
 
-    def _lose(self, error: EngineError, state: State) -> None:
-        """Fail all open requests; tell an engine that may come back to drop them."""
-        if self._status.state == "dead":
-            return
-        self._status = EngineStatus(state, str(error))
-        if not self._closing:
-            logger.error("%s", error)
-        streams, self._streams = self._streams, {}
-        for stream in set(streams.values()):
-            stream._fail(error)
-        if state == "stalled":
-            self._send(AbortRequests(list(streams)))
-        self._settled.set()
+    # ------------------------------------------------------------------ status
+
+    def _set(self, state: State, detail: str) -> None:
+        if state == "unhealthy" != self._status.state:
+            logger.error("%s", detail)
+        self._status = EngineStatus(state, detail)
+        if state in ("ready", "dead"):
+            self._settled.set()
 
     def _require_ready(self) -> None:
         match self._status.state:
-            case "loading":
+            case "loading" | "restarting":
                 raise EngineLoadingError(self._status.detail)
-            case "stalled":
+            case "unhealthy":
                 raise EngineStalledError(self._status.detail)
             case "dead":
                 raise EngineDeadError(self._status.detail)
-
-
-def _spawn(start: Start) -> subprocess.Popen[bytes]:
-    """Start the engine's process with ``start`` on its standard input, which stays open as the sign that we live."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tandem.process.worker"], stdin=subprocess.PIPE, env=environment
-    )
-    assert process.stdin is not None
-    write_start(process.stdin, start)
-    return process

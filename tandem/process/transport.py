@@ -1,92 +1,166 @@
-"""Messages between the front process and the engine's loop, and the sockets they travel on.
+"""Where an engine can be reached, and the sockets that reach it.
 
-ZeroMQ PUSH/PULL pairs on Unix sockets in a directory that only its owner may enter; frames are msgpack, decoded into
-the types below and nothing else. The engine's loop pulls ``ToEngine`` and pushes ``FromEngine``.
+An engine listens at two addresses: ``requests`` (ROUTER; a client's DEALER connects, and replies are routed by the
+client's identity) and ``pulses`` (PUB; its signs of life, for everyone). By default both are Unix sockets in a
+directory that only its owner may enter. Over TCP every connection is encrypted and authenticated by CurveZMQ, with
+keys made from a secret that engine and clients share; a connection without it never gets to send a frame.
 """
 
 from __future__ import annotations
 
+import hashlib
+import os
+import secrets
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import zmq
+import zmq.utils.z85
 
-from tandem.config import EngineConfig
-from tandem.engine import EngineInfo, EngineOutput, EngineRequest, EngineStats
+from tandem.errors import ConfigError
 
-
-class Start(msgspec.Struct, frozen=True):
-    """What a worker is started with; the addresses are the front's, already bound."""
-
-    config: EngineConfig
-    requests_address: str
-    outputs_address: str
-
-
-class AddRequests(msgspec.Struct, frozen=True, tag="add"):
-    """Requests that passed admission."""
-
-    requests: list[EngineRequest]
+UNIX = "ipc://"
+TCP = "tcp://"
+MAX_UNIX_PATH = 107  # bytes in ``sockaddr_un``, its final zero left out
+MIN_SECRET_LENGTH = 32
+PEER_CHECK_MS = 5000  # a peer whose machine or process has stopped is asked for a sign so often,
+PEER_SILENCE_MS = 20000  # and given up after so long
+RECONNECT_MS = 50
+_ROOM_FOR_NAMES = len("/tandem-12345678/requests")
 
 
-class AbortRequests(msgspec.Struct, frozen=True, tag="abort"):
-    """Requests nobody waits for any more."""
+class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
+    """Where an engine listens.
 
-    request_ids: list[str]
+    Attributes:
+        requests, pulses: addresses as ZeroMQ writes them.
+        secret: shared by the engine and its clients; needed for TCP, unused on Unix sockets.
 
+    Raises:
+        ConfigError: an address is neither a Unix socket's nor TCP, or TCP comes without a secret.
+    """
 
-class Shutdown(msgspec.Struct, frozen=True, tag="shutdown"):
-    """Close the engine and end."""
+    requests: str
+    pulses: str
+    secret: str = ""
 
+    def __post_init__(self) -> None:
+        for address in (self.requests, self.pulses):
+            _check_security(address, self.secret)
 
-class Heartbeat(msgspec.Struct, frozen=True, tag="beat"):
-    """The engine's process is alive; for ``step_seconds`` it has been within the same step (0 between steps)."""
+    @classmethod
+    def in_directory(cls, directory: Path) -> Endpoint:
+        """Unix sockets in a directory that only its owner may enter."""
+        return cls(requests=f"{UNIX}{directory}/requests", pulses=f"{UNIX}{directory}/pulses")
 
-    step_seconds: float
+    @classmethod
+    def over_tcp(cls, address: str) -> Endpoint:
+        """``tcp://HOST:PORT`` for requests, the port after it for pulses, and a fresh secret."""
+        host, port = check_tcp_address(address)
+        return cls(requests=address, pulses=f"{TCP}{host}:{port + 1}", secret=secrets.token_hex(32))
 
-
-class Loading(msgspec.Struct, frozen=True, tag="loading"):
-    """A share in [0, 1] of the weights has been read."""
-
-    fraction: float
-
-
-class Ready(msgspec.Struct, frozen=True, tag="ready"):
-    """The engine is built."""
-
-    info: EngineInfo
-
-
-class StepDone(msgspec.Struct, frozen=True, tag="step"):
-    """All that one step produced, in one message."""
-
-    outputs: list[EngineOutput]
-    stats: EngineStats
-
-
-class Failed(msgspec.Struct, frozen=True, tag="failed"):
-    """The engine cannot be built, or its loop has broken; the last message."""
-
-    message: str
+    @property
+    def directory(self) -> Path | None:
+        """Of Unix sockets."""
+        return Path(self.requests.removeprefix(UNIX)).parent if self.requests.startswith(UNIX) else None
 
 
-ToEngine = AddRequests | AbortRequests | Shutdown
-FromEngine = Heartbeat | Loading | Ready | StepDone | Failed
+def check_tcp_address(address: str) -> tuple[str, int]:
+    """Host and port of ``tcp://HOST:PORT``.
 
-encode = msgspec.msgpack.Encoder().encode
-decode_start = msgspec.msgpack.Decoder(Start).decode
-decode_to_engine = msgspec.msgpack.Decoder(ToEngine).decode
-decode_from_engine = msgspec.msgpack.Decoder(FromEngine).decode
+    Raises:
+        ConfigError: it has another form, or no port after it is left for pulses.
+    """
+    host, _, port = address.removeprefix(TCP).rpartition(":")
+    if not address.startswith(TCP) or not host or not port.isascii() or not port.isdigit():
+        raise ConfigError("--engine-address", f"{address!r} is not of the form {TCP}HOST:PORT")
+    if not 1 <= int(port) < 65535:
+        raise ConfigError("--engine-address", f"the port must be between 1 and 65534, got {port}")
+    return host, int(port)
 
 
-def open_socket(context: zmq.Context[Any], kind: int, address: str, bind: bool) -> Any:
-    """A socket that never blocks its sender and never delays its closing."""
+def _check_security(address: str, secret: str) -> None:
+    if not address.startswith((UNIX, TCP)):
+        raise ConfigError("--engine-address", f"{address!r} is neither {UNIX}PATH nor {TCP}HOST:PORT")
+    if not address.startswith(UNIX) and len(secret) < MIN_SECRET_LENGTH:
+        raise ConfigError("--engine-address", "TCP needs a secret that engine and clients share")
+
+
+def make_socket_directory() -> Path:
+    """A new directory (mode 0700) whose path leaves room for the sockets' names.
+
+    Raises:
+        ConfigError: no directory for temporary files is short enough and writable.
+    """
+    for parent in (tempfile.gettempdir(), os.environ.get("XDG_RUNTIME_DIR", ""), "/tmp"):
+        fits = len(os.fsencode(parent)) + _ROOM_FOR_NAMES <= MAX_UNIX_PATH
+        if parent and fits and os.access(parent, os.W_OK | os.X_OK):
+            return Path(tempfile.mkdtemp(prefix="tandem-", dir=parent))
+    raise ConfigError(
+        "TMPDIR",
+        f"Unix sockets need a writable directory with a path of at most {MAX_UNIX_PATH - _ROOM_FOR_NAMES} bytes",
+    )
+
+
+def listen(context: zmq.Context[Any], kind: int, address: str, secret: str) -> zmq.Socket[bytes]:
+    """The engine's end of an address.
+
+    Raises:
+        ConfigError: it is taken, does not exist, or would be open to everyone.
+    """
+    _check_security(address, secret)
+    socket: zmq.Socket[bytes] = _open(context, kind)
+    if secret:
+        _, key = _server_keys(secret)
+        socket.curve_server = True
+        socket.curve_secretkey = key
+    try:
+        socket.bind(address)
+    except zmq.ZMQError as error:
+        socket.close()
+        raise ConfigError(
+            "--engine-address", f"cannot listen on {address}: {os.strerror(error.errno or 0)}"
+        ) from error
+    return socket
+
+
+def connect(context: zmq.Context[Any], kind: int, address: str, secret: str, identity: str = "") -> Any:
+    """A client's end of an address; it connects again by itself, and what is sent before then waits."""
+    socket = _open(context, kind)
+    socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
+    if identity:
+        socket.setsockopt(zmq.ROUTING_ID, identity.encode())
+    if kind == zmq.SUB:
+        socket.setsockopt(zmq.SUBSCRIBE, b"")
+    if secret:
+        socket.curve_serverkey, _ = _server_keys(secret)
+        socket.curve_publickey, socket.curve_secretkey = zmq.curve_keypair()
+    socket.connect(address)
+    return socket
+
+
+def _open(context: zmq.Context[Any], kind: int) -> Any:
+    """A socket that never blocks its sender, and by default drops what is unsent when it is closed."""
     socket = context.socket(kind)
     socket.setsockopt(zmq.LINGER, 0)
-    socket.setsockopt(zmq.SNDHWM, 0)
-    socket.setsockopt(zmq.RCVHWM, 0)
-    if bind:
-        socket.bind(address)
-    else:
-        socket.connect(address)
+    if kind in (zmq.ROUTER, zmq.DEALER):  # pulses may be lost, frames may not
+        socket.setsockopt(zmq.SNDHWM, 0)
+        socket.setsockopt(zmq.RCVHWM, 0)
+    if kind == zmq.ROUTER:
+        socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # sending to a client that is gone is an error
+        socket.setsockopt(zmq.ROUTER_HANDOVER, 1)  # a client that connects again is the same client
+        socket.setsockopt(zmq.HEARTBEAT_IVL, PEER_CHECK_MS)
+        socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, PEER_SILENCE_MS)
     return socket
+
+
+def _server_keys(secret: str) -> tuple[bytes, bytes]:
+    """The engine's public and secret key.
+
+    CurveZMQ never sends the server's public key, and a client that does not know it cannot make the first box of the
+    handshake. Here it follows from the shared secret alone, so that knowing it proves the secret.
+    """
+    key = zmq.utils.z85.encode(hashlib.sha256(b"tandem engine:" + secret.encode()).digest())
+    return zmq.curve_public(key), key

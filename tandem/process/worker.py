@@ -1,9 +1,8 @@
 """The engine's loop: take messages, step, send what the step produced.
 
-``python -m tandem.process.worker`` is the engine's process. It reads a ``Start`` message from standard input, which
-stays
-open for as long as the front process lives: its end tells the worker at once, on every system, that its parent is
-gone.
+``python -P -m tandem.process.worker`` is the engine's process. On standard input it reads a ``Start`` message, then
+one byte when it is to end; the end of the pipe tells it at once, on every system, that its parent is gone. On
+standard output it reports that the engine is built, and why it ends.
 """
 
 from __future__ import annotations
@@ -17,157 +16,255 @@ import sys
 import threading
 import time
 import traceback
-from typing import IO
+from collections.abc import Callable, Sequence
+from typing import IO, Any
 
-import msgspec
 import zmq
 
 from tandem.engine import Engine, EngineOutput
 from tandem.errors import TandemError
-from tandem.process.transport import (
-    AbortRequests,
-    AddRequests,
-    Failed,
-    FromEngine,
-    Heartbeat,
-    Loading,
-    Ready,
-    Shutdown,
+from tandem.process.connections import Connections, Message
+from tandem.process.heart import Heart
+from tandem.process.messages import (
+    Abort,
+    Add,
+    Built,
+    Call,
+    Ending,
+    Failure,
+    Method,
+    ReplaceWeights,
+    Report,
+    ResetPrefixCache,
+    Sleep,
     Start,
-    StepDone,
-    ToEngine,
-    decode_start,
-    decode_to_engine,
+    WakeUp,
+    decoder,
     encode,
-    open_socket,
+    one_line,
 )
+from tandem.process.submission import Unreadable, unpack
 
-HEARTBEAT_SECONDS = 0.2
-IDLE_POLL_MS = 1000
+IDLE_POLL_MS = 100
+INTAKE_SECONDS = 0.05  # for messages between two steps, however many there are
+PROBE_SECONDS = 1.0  # how soon the requests of a client that has disappeared are dropped, at the latest
+STOP = b"\x01"  # on the worker's standard input
+FAILED = 1
+
+_decode_start: Callable[[bytes], Start] = decoder(Start)
+_decode_report: Callable[[bytes], Report] = decoder(Report)
+_decode_method: Callable[[bytes], Method] = decoder(Method)
 
 
 class EngineLoop:
-    """Drives one engine over a pair of sockets; ``run`` returns after ``Shutdown`` or ``Failed``."""
+    """Drives one engine for all its clients.
 
-    def __init__(self, start: Start) -> None:
+    Args:
+        start: what to build, and where to listen.
+        on_built: called once the engine is ready.
+    """
+
+    def __init__(self, start: Start, on_built: Callable[[], None]) -> None:
         self._start = start
-        self._context = zmq.Context()
-        self._inbox = open_socket(self._context, zmq.PULL, start.requests_address, bind=False)
-        self._outbox = open_socket(self._context, zmq.PUSH, start.outputs_address, bind=False)
-        self._step_began = 0.0
-        self._ended = threading.Event()
+        self._on_built = on_built
+        self._stopping = threading.Event()
+        self._context: zmq.Context[Any] = zmq.Context()
 
-    def run(self) -> None:
-        """Build the engine, then serve until told to end. Every ending is reported to the front."""
-        heart = threading.Thread(target=self._beat, name="engine-heartbeat", daemon=True)
-        heart.start()
+    def stop(self) -> None:
+        """Let ``run`` return after the step it is in. Any thread may call it."""
+        self._stopping.set()
+
+    def run(self) -> Ending:
+        """Build the engine and serve until told to end, or until something breaks; returns why it ended."""
         try:
-            self._serve()
+            self._run()
         except TandemError as error:
-            self._send(Failed(str(error)))
+            return Ending(str(error))
         except Exception as error:
             traceback.print_exc()
-            self._send(Failed(f"{type(error).__name__}: {error}".splitlines()[0]))
+            return Ending(one_line(error))
         finally:
-            self._ended.set()
-            heart.join()
-            for socket in (self._inbox, self._outbox):
-                socket.close(linger=1000)
             self._context.term()
+        return Ending("")
 
-    def _serve(self) -> None:
+    def _run(self) -> None:
         from tandem.registry import create_engine
 
-        engine = create_engine(self._start.config, lambda share: self._send(Loading(share)))
-        try:
-            self._send(Ready(engine.info))
-            while self._take_messages(engine):
-                if engine.has_unfinished:
-                    self._step(engine)
-        finally:
-            engine.close()
-
-    def _take_messages(self, engine: Engine) -> bool:
-        """Handle all waiting messages, or wait for one if there is nothing to step; False after ``Shutdown``."""
-        if not engine.has_unfinished:
-            self._inbox.poll(IDLE_POLL_MS)
-        while True:
+        with Heart(self._context, self._start.endpoint, self._start.incarnation) as heart:
+            engine = create_engine(self._start.config, heart.on_progress)
             try:
-                message = decode_to_engine(self._inbox.recv(zmq.NOBLOCK))
-            except zmq.Again:
-                return True
-            except msgspec.MsgspecError:
-                print("engine: dropped a frame that is no message", file=sys.stderr)
+                self._serve(engine, heart)
+            finally:
+                engine.close()
+
+    def _serve(self, engine: Engine, heart: Heart) -> None:
+        start = self._start
+        connections = Connections(self._context, start.endpoint, start.incarnation, engine.abort, engine.info)
+        try:
+            heart.is_ready = True
+            self._on_built()
+            service = _Service(engine, connections, heart)
+            while not self._stopping.is_set():
+                service.turn()
+        finally:
+            connections.close()
+
+
+class _Service:
+    """A built engine and its clients."""
+
+    def __init__(self, engine: Engine, connections: Connections, heart: Heart) -> None:
+        self._engine = engine
+        self._connections = connections
+        self._heart = heart
+        self._probed = time.monotonic()
+
+    def turn(self) -> None:
+        """Handle what has come, or wait for something; then step. What it raises has broken the engine."""
+        engine = self._engine
+        if not engine.has_unfinished:
+            self._connections.socket.poll(IDLE_POLL_MS)
+        deadline = time.monotonic() + INTAKE_SECONDS
+        while (message := self._connections.receive()) is not None:
+            self._handle(message)
+            if engine.has_unfinished and time.monotonic() > deadline:
+                break
+        outputs = self._step() if engine.has_unfinished else ()
+        stats = self._heart.stats = engine.stats
+        self._connections.send_outputs(outputs, stats)
+        if time.monotonic() - self._probed > PROBE_SECONDS:
+            self._connections.probe(stats)
+            self._probed = time.monotonic()
+
+    def _step(self) -> Sequence[EngineOutput]:
+        self._heart.step_began = time.monotonic()
+        outputs = self._engine.step()
+        self._heart.step_began = 0.0
+        return outputs
+
+    def _handle(self, message: Message) -> None:
+        match message.header:
+            case Add():
+                self._add(message, message.header)
+            case Abort(request_ids=request_ids):
+                for request_id in request_ids:
+                    engine_id = message.session.rename(request_id)
+                    if self._connections.disown(message.session, engine_id):
+                        self._engine.abort(engine_id)
+                if not self._engine.has_unfinished:  # no step will bring news of it
+                    self._connections.send_step(message.session, [], self._engine.stats)
+            case Call(call_id=call_id):
+                self._call(message, call_id)
+
+    def _add(self, message: Message, header: Add) -> None:
+        session, engine = message.session, self._engine
+        refused: list[EngineOutput] = []
+        for item in unpack(engine.info, header.num_shared, header.request_ids, message.bodies, session.rename):
+            if isinstance(item, Unreadable):
+                refused += [_refusal(request_id, item.reason) for request_id in item.request_ids]
                 continue
-            if isinstance(message, Shutdown):
-                return False
-            self._handle(engine, message)
+            try:
+                engine.add(item)
+            except ValueError as error:
+                refused.append(_refusal(item.request_id.removeprefix(session.rename("")), str(error)))
+            else:
+                self._connections.own(session, item.request_id)
+        if refused:
+            self._connections.send_step(session, refused, engine.stats)
 
-    def _handle(self, engine: Engine, message: ToEngine) -> None:
-        if isinstance(message, AbortRequests):
-            for request_id in message.request_ids:
-                engine.abort(request_id)
-            if not engine.has_unfinished:
-                self._send(StepDone([], engine.stats))
-        elif isinstance(message, AddRequests):
-            for request in message.requests:
-                try:
-                    engine.add(request)
-                except ValueError as error:
-                    refused = EngineOutput(request.request_id, [], finish_reason="error", error=str(error))
-                    self._send(StepDone([refused], engine.stats))
-
-    def _step(self, engine: Engine) -> None:
-        self._step_began = time.monotonic()
-        outputs = engine.step()
-        self._step_began = 0.0
-        self._send(StepDone(list(outputs), engine.stats))
-
-    def _send(self, message: FromEngine) -> None:
-        self._outbox.send(encode(message))
-
-    def _beat(self) -> None:
-        """Sockets belong to one thread each, so the heart has its own."""
-        outbox = open_socket(self._context, zmq.PUSH, self._start.outputs_address, bind=False)
-        while not self._ended.wait(HEARTBEAT_SECONDS):
-            began = self._step_began
-            outbox.send(encode(Heartbeat(time.monotonic() - began if began else 0.0)))
-        outbox.close()
+    def _call(self, message: Message, call_id: str) -> None:
+        """Answer an administrative call. What the contract does not name as its error has broken the engine."""
+        failure = None
+        try:
+            _perform(self._engine, _decode_method(b"".join(message.bodies)))
+        except (TandemError, NotImplementedError) as error:
+            failure = Failure.of(error)
+        except Exception as error:
+            self._connections.send_reply(message.session, call_id, Failure.of(error))
+            raise
+        self._connections.send_reply(message.session, call_id, failure)
 
 
-def write_start(pipe: IO[bytes], start: Start) -> None:
-    """Send ``start`` as the front process does: its length in four bytes, then msgpack."""
-    body = encode(start)
+def _perform(engine: Engine, method: Method) -> None:
+    match method:
+        case ResetPrefixCache():
+            engine.reset_prefix_cache()
+        case Sleep(level):
+            engine.sleep(level)
+        case WakeUp():
+            engine.wake_up()
+        case ReplaceWeights(path):
+            engine.replace_weights(path)
+
+
+def _refusal(request_id: str, reason: str) -> EngineOutput:
+    error = f"the engine could not take the request: {reason}"
+    return EngineOutput(request_id, [], finish_reason="error", error=error)
+
+
+# ---------------------------------------------------------------------- the process
+
+
+def write_frame(pipe: IO[bytes], message: Start | Report) -> None:
+    """Send a message over a pipe: its length in four bytes, then msgpack."""
+    body = encode(message)
     pipe.write(struct.pack("<I", len(body)) + body)
     pipe.flush()
 
 
-def read_start(pipe: IO[bytes]) -> Start:
-    """The counterpart of ``write_start``."""
-    (size,) = struct.unpack("<I", pipe.read(4))
-    return decode_start(pipe.read(size))
+def read_start(pipe: IO[bytes]) -> Start | None:
+    """The message a worker is started with; None if the parent has died before it could send it."""
+    body = _read_frame(pipe)
+    return None if body is None else _decode_start(body)
 
 
-def _exit_with_parent(pipe: IO[bytes], directory: str) -> None:
-    """Wait for the end of a pipe that the parent holds open and never writes to again; tidy up after the parent."""
-    pipe.read(1)
-    shutil.rmtree(directory, ignore_errors=True)
-    os._exit(1)
+def read_report(pipe: IO[bytes]) -> Report | None:
+    """The worker's next report; None if there is none any more."""
+    body = _read_frame(pipe)
+    return None if body is None else _decode_report(body)
+
+
+def _read_frame(pipe: IO[bytes]) -> bytes | None:
+    head = pipe.read(4)
+    if len(head) < 4:
+        return None
+    (size,) = struct.unpack("<I", head)
+    body = pipe.read(size)
+    return body if len(body) == size else None
+
+
+def _obey(pipe: IO[bytes], loop: EngineLoop, start: Start) -> None:
+    """Wait for the word to end; if the pipe ends instead, tidy up after the parent and end at once."""
+    if pipe.read(1) == STOP:
+        loop.stop()
+        pipe.read(1)
+    if start.endpoint.directory is not None:
+        shutil.rmtree(start.endpoint.directory, ignore_errors=True)
+    os._exit(FAILED)
+
+
+def _take_standard_output() -> IO[bytes]:
+    """Keep standard output for reports; what libraries print there goes to standard error."""
+    reports = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    return reports
 
 
 def main() -> None:
     """Entry point of the engine's process."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # may reach the whole group; the front decides what they mean
+    for number in (signal.SIGINT, signal.SIGTERM):  # may reach the whole group; the supervisor decides what they mean
         signal.signal(number, signal.SIG_IGN)
-    pipe = sys.stdin.buffer
+    reports, orders = _take_standard_output(), sys.stdin.buffer
     logging.basicConfig(level=logging.INFO, format="%(levelname)s:     %(message)s")
-    start = read_start(pipe)
-    directory = start.requests_address.removeprefix("ipc://").rpartition("/")[0]
-    threading.Thread(target=_exit_with_parent, args=(pipe, directory), name="parent-watch", daemon=True).start()
-    EngineLoop(start).run()
-    sys.stdout.flush()
+    start = read_start(orders)
+    if start is None:
+        os._exit(FAILED)
+    loop = EngineLoop(start, lambda: write_frame(reports, Built()))
+    threading.Thread(target=_obey, args=(orders, loop, start), name="orders", daemon=True).start()
+    ending = loop.run()
+    write_frame(reports, ending)
     sys.stderr.flush()
-    os._exit(0)  # interpreter shutdown would wait for the thread that reads standard input
+    os._exit(FAILED if ending.message else 0)  # interpreter shutdown would wait for the thread that reads orders
 
 
 if __name__ == "__main__":

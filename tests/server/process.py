@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -21,6 +21,7 @@ import httpx
 import psutil
 
 ROOT = Path(__file__).parents[2]
+SERVE = (sys.executable, "-m", "tandem.cli", "serve")
 START_SECONDS = 60.0
 # ends when the context is full, seconds later
 ENDLESS: dict[str, Any] = {"prompt": "the quick", "max_tokens": 4000, "ignore_eos": True, "seed": 1}
@@ -30,17 +31,24 @@ CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}], "max_to
 class ServerProcess:
     """``tandem serve`` on a port that the system picks; its log is kept."""
 
-    def __init__(self, model: Path | str, *options: str, wait: bool = True) -> None:
-        command = [sys.executable, "-m", "tandem.cli", "serve", str(model), "--host", "127.0.0.1", "--port", "0"]
+    def __init__(
+        self,
+        model: Path | str,
+        *options: str,
+        wait: bool = True,
+        command: Sequence[str] = SERVE,
+        cwd: Path = ROOT,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.process = subprocess.Popen(
-            [*command, *options],
-            cwd=ROOT,
+            [*command, str(model), "--host", "127.0.0.1", "--port", "0", *options],
+            cwd=cwd,
             stderr=subprocess.PIPE,
             stdin=subprocess.DEVNULL,
             text=True,
             start_new_session=True,
             # threads of tiny operations wait for each other far longer than they work, on a busy machine above all
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})},
         )
         self.lines: list[str] = []
         self._reader = threading.Thread(target=self._read, daemon=True)

@@ -8,12 +8,14 @@ import os
 import re
 import shutil
 import signal
+import socket
 import ssl
 import stat
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
@@ -22,7 +24,9 @@ import pytest
 from server.config import ServerConfig
 from server.run import run_server
 from tandem.config import ModelOptions
-from tests.server.process import CHAT, ENDLESS, ROOT, Open, ServerProcess, events, eventually, is_alive
+from tandem.errors import ConfigError
+from tests.process.helpers import free_tcp_address
+from tests.server.process import CHAT, ENDLESS, ROOT, Open, ServerProcess, connect, events, eventually, is_alive
 
 
 def open_several(server: ServerProcess) -> tuple[list[Open], list[Open]]:
@@ -90,6 +94,14 @@ def test_models_that_cannot_be_loaded(model_dir: Path, tmp_path: Path) -> None:
         assert done.stderr.splitlines()[-1].startswith("error: ") and "Traceback" not in done.stderr
 
 
+def test_an_engine_that_dies_while_it_loads_ends_the_server(model_dir: Path) -> None:
+    with ServerProcess(model_dir, wait=False) as server:
+        eventually(lambda: bool(psutil.Process(server.process.pid).children()))
+        server.worker.kill()
+        assert server.process.wait(10) == 1
+        assert "error: the engine process was killed (SIGKILL)" in server.log and "Traceback" not in server.log
+
+
 def _serve(*options: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "tandem.cli", "serve", *options]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=40, check=False)
@@ -109,6 +121,51 @@ def test_a_unix_socket_is_its_owners_alone(model_dir: Path, tmp_path: Path) -> N
     assert not path.exists()
 
 
+def test_a_unix_socket_that_another_server_has_taken_over_is_left_alone(model_dir: Path, tmp_path: Path) -> None:
+    path = tmp_path / "server.sock"
+    with ServerProcess(model_dir, "--uds", str(path), wait=False) as server:
+        path.unlink()
+        with socket.socket(socket.AF_UNIX) as other:
+            other.bind(str(path))
+            assert server.stop() == 0
+            assert path.exists()
+
+
+def test_a_long_place_for_temporary_files(model_dir: Path, tmp_path: Path) -> None:
+    deep = tmp_path / ("d" * 60) / ("e" * 60)
+    deep.mkdir(parents=True)
+    with ServerProcess(model_dir, environment={"TMPDIR": str(deep)}) as server:
+        assert server.post("/v1/completions", ENDLESS | {"max_tokens": 3}).status_code == 200
+        assert server.stop() == 0
+        assert "Traceback" not in server.log
+
+
+def test_the_engine_may_listen_on_tcp(model_dir: Path) -> None:
+    address = free_tcp_address()
+    with ServerProcess(model_dir, "--engine-address", address) as server:
+        assert server.post("/v1/completions", ENDLESS | {"max_tokens": 3}).status_code == 200
+        listening = [c.laddr.port for c in server.worker.net_connections("tcp") if c.status == "LISTEN"]
+        port = int(address.rpartition(":")[2])
+        assert sorted(listening) == [port, port + 1]
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("max_engine_restarts", -1),
+        ("engine_stall_timeout", -0.5),
+        ("engine_stall_timeout", float("nan")),
+        ("engine_stall_timeout", float("inf")),
+        ("engine_address", "tcp://127.0.0.1"),
+        ("engine_address", "ipc:///tmp/x"),
+        ("shutdown_timeout", float("nan")),
+    ],
+)
+def test_options_about_the_engine_are_checked(option: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=f"^--{option.replace('_', '-')}: "):
+        ServerConfig(**{option: value})
+
+
 def test_the_engine_may_run_in_a_thread(model_dir: Path) -> None:
     with ServerProcess(model_dir, "--disable-frontend-multiprocessing") as server:
         workers = [p for p in psutil.Process(server.process.pid).children() if "tandem.process.worker" in p.cmdline()]
@@ -123,38 +180,87 @@ def test_the_engine_may_run_in_a_thread(model_dir: Path) -> None:
 # ---------------------------------------------------------------------- the engine dies or stops
 
 
-def test_a_killed_engine(model_dir: Path) -> None:
+def test_a_killed_engine_is_restarted(model_dir: Path) -> None:
     with ServerProcess(model_dir) as server:
         streams, wholes = open_several(server)
         server.worker.kill()
-        assert eventually(lambda: server.health() == (503, "dead"), 2) < 2
+        seconds = eventually(lambda: server.health() == (503, "restarting"), 2)
         assert_all_failed(streams, wholes, "engine_dead")
+        assert "was killed (SIGKILL)" in wholes[0].text
         refused = server.post("/v1/completions", ENDLESS)
-        assert refused.status_code == 503 and refused.json()["error"]["code"] == "engine_dead"
-        eventually(server.is_idle_without_engine)
+        assert refused.status_code == 503 and refused.json()["error"]["code"] == "engine_loading"
+        assert "SIGKILL" in refused.json()["error"]["message"] and int(refused.headers["retry-after"]) > 0
+        eventually(server.is_idle)
+        assert 'vllm:num_requests_running{engine="0",model_name=' in httpx.get(server.url + "/metrics").text
+        assert sample(server, "vllm:num_requests_running") == 0
+        ready = eventually(lambda: server.health() == (200, "healthy"), 30)
+        print(f"SIGKILL: 503 after {seconds:.2f} s, healthy {ready:.2f} s later")
+        assert server.post("/v1/completions", ENDLESS | {"max_tokens": 3}).status_code == 200
         assert server.stop() == 0
 
 
-def test_a_stopped_engine_comes_back(model_dir: Path) -> None:
+def sample(server: ServerProcess, name: str) -> float:
+    """A metric's value."""
+    (line,) = [line for line in httpx.get(server.url + "/metrics").text.splitlines() if line.startswith(name + "{")]
+    return float(line.rpartition(" ")[2])
+
+
+def test_an_engine_that_dies_too_often_ends_the_server(model_dir: Path) -> None:
+    with ServerProcess(model_dir, "--max-engine-restarts", "1") as server:
+        server.worker.kill()
+        eventually(lambda: server.health() == (503, "restarting"), 2)
+        server.wait_healthy()
+        streams, wholes = open_several(server)
+        began = time.monotonic()
+        server.worker.kill()
+        assert_all_failed(streams, wholes, "engine_dead")
+        assert server.process.wait(10) == 70
+        print(f"the server ended {time.monotonic() - began:.2f} s after its engine's last death")
+        last = server.log.splitlines()[-1]
+        assert last.startswith(
+            "error: the engine process was killed (SIGKILL); 1 restarts in 10 minutes are the limit"
+        )
+        assert "Traceback" not in server.log
+
+
+def test_a_stopped_engine_keeps_its_streams_and_comes_back(model_dir: Path) -> None:
     with ServerProcess(model_dir) as server:
         streams, wholes = open_several(server)
         worker = server.worker
         worker.suspend()
-        assert eventually(lambda: server.health() == (503, "stalled"), 2.5) < 2.1
-        assert_all_failed(streams, wholes, "engine_stalled")
-        assert server.post("/v1/completions", ENDLESS).json()["error"]["code"] == "engine_stalled"
+        assert eventually(lambda: server.health() == (503, "unhealthy"), 2.5) < 2.1
+        refused = server.post("/v1/completions", ENDLESS)
+        assert refused.status_code == 503 and refused.json()["error"]["code"] == "engine_stalled"
+        assert refused.headers["retry-after"]
         worker.resume()
         eventually(lambda: server.health() == (200, "healthy"), 3)
-        eventually(server.is_idle)
+        for stream in streams:
+            assert events(stream.wait(60).text)[-1] == "[DONE]"
+        assert [whole.wait(60).status for whole in wholes] == [200, 200]
+
+
+def test_an_engine_that_stays_stopped_is_replaced(model_dir: Path) -> None:
+    with ServerProcess(model_dir, "--engine-stall-timeout", "3") as server:
+        streams, wholes = open_several(server)
+        began = time.monotonic()
+        server.worker.suspend()
+        assert_all_failed(streams, wholes, "engine_stalled")
+        assert 2 < time.monotonic() - began < 6
+        eventually(lambda: server.health()[1] == "restarting", 2)
+        server.wait_healthy()
         assert server.post("/v1/completions", ENDLESS | {"max_tokens": 3}).status_code == 200
 
 
-@pytest.mark.parametrize("when", ["loading", "serving"])
+@pytest.mark.parametrize("when", ["loading", "serving", "restarting"])
 def test_no_child_outlives_a_killed_server(model_dir: Path, when: str) -> None:
-    with ServerProcess(model_dir, wait=when == "serving") as server:
+    with ServerProcess(model_dir, wait=when != "loading") as server:
         eventually(lambda: bool(psutil.Process(server.process.pid).children()))
         if when == "serving":
             open_several(server)
+        if when == "restarting":
+            first = server.worker
+            first.kill()
+            eventually(lambda: not is_alive(first.pid) and bool(psutil.Process(server.process.pid).children()))
         children = psutil.Process(server.process.pid).children(recursive=True)
         server.process.kill()
         server.process.wait()
@@ -190,6 +296,29 @@ def test_the_timeout_of_a_shutdown_holds(model_dir: Path) -> None:
         assert server.process.wait(10) == 0
         assert time.monotonic() - began < 8
         assert_all_failed(streams, wholes, "engine_dead")
+
+
+def test_clients_that_do_not_read_do_not_hold_a_shutdown(model_dir: Path) -> None:
+    """Nor do those that have sent half a request, or nothing at all."""
+    with ServerProcess(model_dir, "--shutdown-timeout", "1") as server:
+        body = ENDLESS | {"stream": True, "n": 64, "logprobs": 5}
+        deaf = [connect(server, "/v1/completions", body) for _ in range(2)]
+        whole = connect(server, "/v1/completions", ENDLESS | {"n": 64, "logprobs": 5})
+        half = socket.create_connection(("127.0.0.1", server.port))
+        half.sendall(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n{")
+        headers = socket.create_connection(("127.0.0.1", server.port))
+        headers.sendall(b"POST /v1/completions HTTP/1.1\r\nhost:")
+        silent = socket.create_connection(("127.0.0.1", server.port))
+        eventually(lambda: server.load()["server_load"] >= 3, 20)
+        time.sleep(4)  # until what the deaf do not read fills the sockets
+        began = time.monotonic()
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(20) == 0
+        seconds = time.monotonic() - began
+        print(f"ended after {seconds:.2f} s")
+        assert seconds < 5.5 and "Traceback" not in server.log
+        for connection in (*deaf, whole, half, headers, silent):
+            connection.close()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

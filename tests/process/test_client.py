@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import signal
 import subprocess
 import sys
-import time
-from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
-import zmq
 
 from tandem import SamplingParams
 from tandem.config import ModelOptions, ResolvedModel, resolve
-from tandem.errors import EngineDeadError, EngineError, EngineLoadingError, EngineStalledError
+from tandem.errors import EngineDeadError, EngineError, EngineLoadingError
 from tandem.generation.generation import Generator
 from tandem.generation.outputs import ChoiceDelta
 from tandem.process.client import EngineClient
-from tandem.process.transport import AbortRequests, AddRequests, ToEngine, encode
+from tandem.process.messages import Abort, Add, ToEngine, encode
 from tandem.text.tokenizer import Tokenizer
+from tests.process.helpers import connected, eventually, running, supervised
 from tests.tiny import write_model
 
 PROMPT = [257, 5, 77, 300]
@@ -31,20 +28,8 @@ LONG = SamplingParams(max_tokens=400, ignore_eos=True, temperature=0)
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> ResolvedModel:
-    directory = write_model(tmp_path_factory.mktemp("model"))
-    return resolve(ModelOptions(model=str(directory), dtype="float32", enforce_eager=True))
-
-
-@contextlib.asynccontextmanager
-async def running(model: ResolvedModel, *, in_process: bool = False) -> AsyncIterator[EngineClient]:
-    client = EngineClient(model.engine, in_process=in_process)
-    await client.start()
-    try:
-        await client.wait_ready()
-        yield client
-    finally:
-        await client.close()
+def model(model_dir: Path) -> ResolvedModel:
+    return resolve(ModelOptions(model=str(model_dir), dtype="float32", enforce_eager=True))
 
 
 def generator(client: EngineClient, model: ResolvedModel) -> Generator:
@@ -57,20 +42,11 @@ async def collect(
     return [delta async for deltas in generator(client, model).generate(prompt, sampling) for delta in deltas]
 
 
-async def eventually(condition: Callable[[], bool], seconds: float = 2.0) -> float:
-    """Wait for ``condition``; returns how long it took."""
-    start = time.monotonic()
-    while not condition():
-        assert time.monotonic() - start < seconds, "it did not happen in time"
-        await asyncio.sleep(0.01)
-    return time.monotonic() - start
-
-
 def test_a_thread_and_a_process_serve_the_same(model: ResolvedModel) -> None:
     sampling = SamplingParams(max_tokens=20, seed=3, n=2, logprobs=2, prompt_logprobs=1)
 
     async def answers(in_process: bool) -> list[list[ChoiceDelta]]:
-        async with running(model, in_process=in_process) as client:
+        async with running(model.engine, in_process=in_process) as (_, client):
             deltas = await collect(client, model, sampling)
             return [[d for d in deltas if d.index == index] for index in (0, 1)]
 
@@ -86,7 +62,7 @@ def test_a_thread_and_a_process_serve_the_same(model: ResolvedModel) -> None:
 
 def test_requests_run_side_by_side_and_each_as_if_alone(model: ResolvedModel) -> None:
     async def scenario() -> None:
-        async with running(model) as client:
+        async with running(model.engine) as (supervisor, client):
             prompts = [[1, 2, 3], [4], list(range(50))]
             sampling = SamplingParams(max_tokens=30, temperature=0, ignore_eos=True)
             alone = [await collect(client, model, sampling, prompt) for prompt in prompts]
@@ -100,7 +76,7 @@ def test_requests_run_side_by_side_and_each_as_if_alone(model: ResolvedModel) ->
 
 def test_an_abort_at_any_time_frees_the_request_and_may_be_repeated(model: ResolvedModel) -> None:
     async def scenario() -> None:
-        async with running(model) as client:
+        async with running(model.engine) as (supervisor, client):
             for steps in (0, 1, 5):
                 generation = generator(client, model).generate(PROMPT, LONG)
                 iterator = aiter(generation)
@@ -119,7 +95,7 @@ def test_an_abort_at_any_time_frees_the_request_and_may_be_repeated(model: Resol
 
 def test_a_stop_string_ends_the_work(model: ResolvedModel) -> None:
     async def scenario() -> None:
-        async with running(model) as client:
+        async with running(model.engine) as (supervisor, client):
             text = "".join(d.text for d in await collect(client, model, LONG))
             stop = text[10:14]
             deltas = await collect(client, model, SamplingParams(**(_fields(LONG) | {"stop": [stop]})))
@@ -134,61 +110,12 @@ def _fields(sampling: SamplingParams) -> dict[str, object]:
     return {name: getattr(sampling, name) for name in sampling.__struct_fields__}
 
 
-def test_a_killed_engine_fails_its_requests_at_once_and_for_good(model: ResolvedModel) -> None:
-    async def scenario() -> None:
-        async with running(model) as client:
-            generation = generator(client, model).generate(PROMPT, LONG)
-            iterator = aiter(generation)
-            await anext(iterator)
-            os.kill(_pid(client), signal.SIGKILL)
-            assert await eventually(lambda: client.status.state == "dead") < 2
-            with pytest.raises(EngineDeadError):
-                async for _ in iterator:
-                    pass
-            with pytest.raises(EngineDeadError):
-                generator(client, model)
-
-    asyncio.run(scenario())
-
-
-def test_a_stopped_engine_is_noticed_and_taken_back_when_it_returns(model: ResolvedModel) -> None:
-    async def scenario() -> None:
-        async with running(model) as client:
-            ready = generator(client, model)
-            os.kill(_pid(client), signal.SIGSTOP)
-            waiting = asyncio.create_task(collect(client, model, LONG))
-            assert await eventually(lambda: client.status.state == "stalled", 3) < 2
-            with pytest.raises(EngineStalledError):
-                await waiting
-            with pytest.raises(EngineStalledError):
-                ready.generate(PROMPT, LONG)
-            os.kill(_pid(client), signal.SIGCONT)
-            await eventually(lambda: client.status.state == "ready")
-            await eventually(lambda: client.stats.num_running == 0)
-            assert await collect(client, model, SamplingParams(max_tokens=2))
-
-    asyncio.run(scenario())
-
-
-def test_frames_that_are_no_messages_are_dropped(model: ResolvedModel) -> None:
-    async def scenario() -> None:
-        async with running(model) as client:
-            client._to_engine.send(b"\xc1 nonsense")
-            client._to_engine.send(b"")
-            with zmq.Context() as context, context.socket(zmq.PUSH) as intruder:
-                intruder.connect(f"ipc://{client._directory}/outputs")
-                intruder.send(b"\xc1 nonsense")
-                await asyncio.sleep(0.1)
-            assert len(await collect(client, model, SamplingParams(max_tokens=3, ignore_eos=True))) == 3
-
-    asyncio.run(scenario())
-
-
 def test_the_sockets_are_open_to_their_owner_alone(model: ResolvedModel) -> None:
     async def scenario() -> None:
-        async with running(model) as client:
-            assert client._directory.stat().st_mode & 0o777 == 0o700
-            directory = client._directory
+        async with running(model.engine) as (supervisor, _):
+            directory = supervisor.endpoint.directory
+            assert directory is not None and directory.stat().st_mode & 0o777 == 0o700
+            assert sorted(path.name for path in directory.iterdir()) == ["pulses", "requests"]
         assert not directory.exists()
 
     asyncio.run(scenario())
@@ -200,30 +127,35 @@ def test_a_model_that_cannot_be_loaded_is_reported_in_one_line(tmp_path: Path) -
     (tmp_path / "model.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0nonsense")
 
     async def scenario() -> None:
-        client = EngineClient(broken.engine)
-        await client.start()
-        with pytest.raises(EngineLoadingError):
-            _ = client.info
-        with pytest.raises(EngineDeadError) as failure:
-            await client.wait_ready()
-        assert "\n" not in str(failure.value) and "model.safetensors" in str(failure.value)
-        await client.close()
+        async with supervised(broken.engine) as supervisor, connected(supervisor, wait=False) as client:
+            with pytest.raises(EngineLoadingError):
+                _ = client.info
+            with pytest.raises(EngineDeadError) as failure:
+                await client.wait_ready()
+            assert "\n" not in str(failure.value) and "model.safetensors" in str(failure.value)
 
     asyncio.run(scenario())
 
 
-@pytest.mark.parametrize("moment", ["loading", "serving"])
-def test_the_engine_ends_with_its_parent(model: ResolvedModel, moment: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("moment", ["loading", "serving", "restarting"])
+def test_the_engine_ends_with_its_parent(model: ResolvedModel, moment: str) -> None:
     script = f"""
-import asyncio, sys
+import asyncio, os, signal
 from tandem.process.client import EngineClient
+from tandem.process.supervisor import Supervisor
 from tandem.config import ModelOptions, resolve
 async def main():
-    client = EngineClient(resolve(ModelOptions(model={model.engine.files.path!r})).engine)
+    supervisor = Supervisor(resolve(ModelOptions(model={model.engine.files.path!r})).engine)
+    supervisor.start()
+    client = EngineClient(supervisor)
     await client.start()
-    if {moment == "serving"}:
+    if {moment != "loading"}:
         await client.wait_ready()
-    print(client.process_id, client._directory, flush=True)
+    if {moment == "restarting"}:
+        os.kill(supervisor.process_id, signal.SIGKILL)
+        while client.status.state != "restarting" or supervisor.process_id is None:
+            await asyncio.sleep(0.001)
+    print(supervisor.process_id, supervisor.endpoint.directory, flush=True)
     await asyncio.sleep(60)
 asyncio.run(main())
 """
@@ -242,11 +174,13 @@ asyncio.run(main())
 
 def test_closing_ends_the_process_and_is_idempotent(model: ResolvedModel) -> None:
     async def scenario() -> None:
-        async with running(model) as client:
-            process = psutil.Process(_pid(client))
+        async with running(model.engine) as (supervisor, client):
+            process = psutil.Process(supervisor.process_id)
             open_request = asyncio.create_task(collect(client, model, LONG))
             await asyncio.sleep(0.1)
-            await client.close()
+            for _ in range(2):
+                await client.close()
+                await supervisor.close()
             with pytest.raises(EngineError):
                 await open_request
             assert not process.is_running()
@@ -254,33 +188,28 @@ def test_closing_ends_the_process_and_is_idempotent(model: ResolvedModel) -> Non
     asyncio.run(scenario())
 
 
-def _pid(client: EngineClient) -> int:
-    assert client.process_id is not None
-    return client.process_id
-
-
 def test_what_is_submitted_in_one_turn_travels_together_and_before_its_abort(
     model: ResolvedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sent: list[ToEngine] = []
 
-    def record(message: ToEngine) -> bytes:
+    def record(message: Any) -> bytes:
         sent.append(message)
         return encode(message)
 
     async def scenario() -> None:
-        async with running(model) as client:
+        async with running(model.engine) as (_, client):
             monkeypatch.setattr("tandem.process.client.encode", record)
             generations = [generator(client, model).generate(PROMPT, LONG) for _ in range(3)]
             assert not sent
             await asyncio.sleep(0)
             [added] = sent
-            assert isinstance(added, AddRequests) and len(added.requests) == 3
+            assert isinstance(added, Add) and sum(map(len, added.request_ids)) == 3
 
             last = generator(client, model).generate(PROMPT, LONG)
             last.abort()
-            assert [type(message) for message in sent[1:]] == [AddRequests, AbortRequests]
-            assert [request.request_id for request in sent[1].requests] == sent[2].request_ids
+            assert [type(message) for message in sent[1:]] == [Add, Abort]
+            assert sent[1].request_ids == [sent[2].request_ids]
             for generation in generations:
                 generation.abort()
             await eventually(lambda: client.stats.num_running == 0)
