@@ -36,7 +36,8 @@ settings.load_profile("default")
 @pytest.fixture(scope="session")
 def built_kernels() -> None:
     """CPU kernels are there before the first engine looks for them: it computes its first answer as its last."""
-    subprocess.run([sys.executable, "-c", "from optimized.kernels.native import Build; Build().run()"], check=True)
+    code = "from optimized.kernels.native import Build, Library; Build(Library()).run()"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

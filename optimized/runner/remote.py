@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import optimized
 from optimized.runner.runner import RunnerInfo
 from optimized.runner.wire import (
     Array,
@@ -30,6 +27,7 @@ from optimized.runner.wire import (
 )
 from optimized.scheduling.plan import Plan, RowResult
 from tandem.config import EngineConfig
+from tandem.safe_path import environment_with_safe_path
 
 _CLOSE_SECONDS = 5.0
 
@@ -44,12 +42,11 @@ class RemoteRunner:
     def __init__(self, config: EngineConfig, on_progress: Callable[[float], None] | None = None) -> None:
         self._channel, theirs = socket.socketpair()
         with theirs:
-            root = str(Path(optimized.__file__).parents[1])
             self.process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "optimized.runner.process", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
-                env={**os.environ, "PYTHONPATH": root},
+                env=environment_with_safe_path(),
             )
         try:
             send(self._channel, Build(config))

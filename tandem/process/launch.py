@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import Protocol
 
-import tandem
 from tandem.process.death import count_oom_kills, describe
 from tandem.process.messages import Built, Ending, FrameError, Start
 from tandem.process.worker import STOP, EngineLoop, read_report, write_frame
+from tandem.safe_path import environment_with_safe_path
 
 OnBuilt = Callable[[], None]
 OnEnd = Callable[[str, str], None]
@@ -54,7 +52,7 @@ class EngineProcess:
         self._killed_because = ""
         self._oom_kills = count_oom_kills()
         self._process = subprocess.Popen(
-            worker_command(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=worker_environment()
+            worker_command(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment_with_safe_path()
         )
         assert self._process.stdin is not None
         with contextlib.suppress(OSError):  # it has died already, which the watch will tell
@@ -135,22 +133,3 @@ class EngineThread:
 def worker_command() -> list[str]:
     """The command line of an engine's process; ``-P`` keeps its working directory out of the search for modules."""
     return [sys.executable, "-P", "-m", "tandem.process.worker"]
-
-
-def worker_environment() -> dict[str, str]:
-    """Our environment, with a search path on which the worker finds the modules that we found, and no others."""
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(safe_path(sys.path))}
-
-
-def safe_path(path: list[str]) -> list[str]:
-    """``path`` without the working directory and the folder of the script that runs, and with ours.
-
-    Python puts these two first for whoever starts it, so that any file there would pass for a module of the same
-    name. The folder that holds this package stays even if it is one of them.
-    """
-    own = Path(tandem.__file__).parents[1]
-    script = getattr(sys.modules["__main__"], "__file__", None)
-    unsafe = {Path.cwd(), *([Path(script).resolve().parent] if script else [])} - {own.resolve()}
-    absolute = [entry for entry in path if os.path.isabs(entry)]
-    kept = [entry for entry in absolute if Path(entry).resolve() not in unsafe]
-    return kept if str(own) in kept else [str(own), *kept]

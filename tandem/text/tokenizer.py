@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from tokenizers import Tokenizer as FastTokenizer
 
 from tandem.errors import CheckpointError, RequestError
 from tandem.models.hub import read_json
+from tandem.safe_path import environment_with_safe_path
 from tandem.text.byte_level import BYTE_OF_CHARACTER
 from tandem.text.chat_template import read_template
 from tandem.text.special_tokens import BREAK, ESCAPED_BREAK
@@ -179,7 +179,7 @@ def _load(path: Path) -> FastTokenizer:
         converted = Path(directory) / "tokenizer.json"
         # -P: nothing that lies in the working directory is imported
         command = [sys.executable, "-P", "-c", _CONVERT, str(path), str(converted)]
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+        environment = {**environment_with_safe_path(), "HF_HUB_OFFLINE": "1"}
         try:
             done = subprocess.run(
                 command, capture_output=True, text=True, check=False, env=environment, timeout=CONVERSION_SECONDS

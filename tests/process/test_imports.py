@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tandem.process.launch import safe_path
+from tandem.safe_path import safe_path
 from tests.server.process import ROOT, ServerProcess
 
 HOSTILE = ("optimized", "reference", "tandem", "server", "zmq")

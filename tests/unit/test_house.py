@@ -76,6 +76,14 @@ def test_the_front_process_imports_neither_torch_nor_transformers() -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_the_engines_need_torch_and_its_companions_alone() -> None:
+    """They run where no web stack is installed, and no transport."""
+    needless = "{'zmq', 'fastapi', 'jinja2', 'yaml', 'uvicorn', 'prometheus_client'}"
+    code = f"import optimized, reference, tandem.registry, sys; print(sorted({needless} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]"
+
+
 def test_the_public_interface_is_pinned() -> None:
     import tandem
 
