@@ -9,6 +9,9 @@ import msgspec
 from tandem.config import ModelOptions
 from tandem.errors import ConfigError
 
+MAX_CHOICES = 4096  # of all prompts of one HTTP request
+_OPTIONS = {"max_queued_requests": "--max-num-queued-reqs", "max_queued_tokens": "--max-num-queued-tokens"}
+
 
 class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Everything ``run_server`` needs. Each field is the option of ``tandem serve`` with the same name.
@@ -22,8 +25,12 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
         response_role: role of generated messages.
         shutdown_timeout: seconds that open requests get to finish after a first SIGTERM or SIGINT.
         in_process_engine: the engine's loop runs in a thread of this process.
-        max_queued_requests: unfinished requests above which new ones get 503; 0 for no limit.
+        max_queued_requests: unfinished choices above which new requests get 429; 0 for no limit. By default two of
+            the largest requests there may be.
+        max_queued_tokens: tokens of unfinished prompts above which new requests get 429; 0 for no limit. Each takes
+            about a hundred bytes.
         max_body_bytes: larger request bodies get 413.
+        http_timeout: seconds that a client may take to send a request's head, to go on with its body or to read on.
     """
 
     model: ModelOptions = ModelOptions()
@@ -51,8 +58,10 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     disable_access_log: bool = False
     shutdown_timeout: float = 60.0
     in_process_engine: bool = False
-    max_queued_requests: int = 0
+    max_queued_requests: int = 2 * MAX_CHOICES
+    max_queued_tokens: int = 2**23
     max_body_bytes: int = 32 * 2**20
+    http_timeout: float = 60.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
@@ -63,7 +72,25 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
             path = getattr(self, option)
             if path and not Path(path).is_file():
                 raise ConfigError(f"--{option.replace('_', '-')}", f"there is no file {path}")
-        if self.shutdown_timeout < 0:
-            raise ConfigError("--shutdown-timeout", f"must be at least 0 seconds, got {self.shutdown_timeout}")
-        if any(not key for key in self.api_keys):
-            raise ConfigError("--api-key", "must not be empty")
+        for option in ("max_queued_requests", "max_queued_tokens", "shutdown_timeout"):
+            if (value := getattr(self, option)) < 0:
+                name = _OPTIONS.get(option) or f"--{option.replace('_', '-')}"
+                raise ConfigError(name, f"must be at least 0, got {value}")
+        if self.http_timeout <= 0:
+            raise ConfigError("--http-timeout", f"must be more than 0 seconds, got {self.http_timeout}")
+        for key in self.api_keys:
+            check_key(key)
+
+
+def check_key(key: str) -> str:
+    """A key as it is compared: without the white space around it, such as the last newline of a secret file.
+
+    Raises:
+        ConfigError: nothing is left of it, or it holds what no HTTP header can carry.
+    """
+    stripped = key.strip()
+    if not stripped:
+        raise ConfigError("--api-key", "must not be empty")
+    if not stripped.isprintable():
+        raise ConfigError("--api-key", "must not hold control characters")
+    return stripped

@@ -68,7 +68,7 @@ class _Server:
     """One server while it lives."""
 
     def __init__(self, config: ServerConfig, listener: socket.socket) -> None:
-        from server.logs import configure_logging
+        from server.operations.logs import configure_logging
         from server.state import ServerState
 
         configure_logging(config)
@@ -151,7 +151,7 @@ class _Server:
         state, loop = self._state, asyncio.get_running_loop()
         state.draining = True
         await self._until_idle(loop.time() + self._config.shutdown_timeout)
-        if state.num_requests and state.client is not None:
+        if state.has_open_work and state.client is not None:
             await state.client.close()
             await self._until_idle(loop.time() + LAST_WRITES_SECONDS)
         while self._web is None:
@@ -159,7 +159,7 @@ class _Server:
         self._web.should_exit = True
 
     async def _until_idle(self, deadline: float) -> None:
-        while self._state.num_requests and asyncio.get_running_loop().time() < deadline:
+        while self._state.has_open_work and asyncio.get_running_loop().time() < deadline:
             await asyncio.sleep(DRAIN_POLL_SECONDS)
 
 
@@ -168,6 +168,7 @@ def _create_web(config: ServerConfig, state: ServerState) -> uvicorn.Server:
     import uvicorn
 
     from server.app import create_app
+    from server.http.protocol import limited_protocol
 
     class Web(uvicorn.Server):
         """uvicorn without its own idea of signals."""
@@ -178,7 +179,7 @@ def _create_web(config: ServerConfig, state: ServerState) -> uvicorn.Server:
 
     web_config = uvicorn.Config(
         create_app(state),
-        http="httptools",
+        http=limited_protocol(config.http_timeout),
         ws="none",
         lifespan="off",
         log_config=None,

@@ -81,7 +81,7 @@ class ChatRequest(GenerationRequest, kw_only=True, frozen=True):
         check_messages(self.messages)
         if self.top_logprobs is not None and not self.logprobs:
             raise RequestError("top_logprobs needs logprobs to be true", "top_logprobs")
-        self.check_stream()
+        super().check()
 
     @property
     def output_limit(self) -> tuple[str, int | None]:

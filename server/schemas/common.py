@@ -100,8 +100,8 @@ class GenerationRequest(msgspec.Struct, kw_only=True, frozen=True):
     prompt_cache_key: ShortText | None = None
     prompt_cache_retention: ShortText | None = None
 
-    def check_stream(self) -> None:
-        """Raise ``RequestError`` for what a stream, or only a stream, can have."""
+    def check(self) -> None:
+        """Raise ``RequestError`` where fields contradict each other."""
         if self.stream and self.prompt_logprobs is not None:
             raise RequestError("prompt_logprobs cannot be streamed", "prompt_logprobs")
         if self.stream_options is not None and not self.stream:

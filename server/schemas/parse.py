@@ -39,7 +39,7 @@ class BodyParser(Generic[T]):
         self._known = frozenset(struct.__struct_fields__)  # type: ignore[attr-defined]
         self._refused = frozenset(UNSUPPORTED) - self._known if refuses else frozenset()
 
-    def parse(self, body: bytes) -> tuple[T, list[str]]:
+    def parse(self, body: bytes | bytearray) -> tuple[T, list[str]]:
         """The request, and the names of fields that mean nothing here.
 
         Raises:

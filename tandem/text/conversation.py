@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tandem.errors import RequestError
@@ -33,6 +33,7 @@ class ConversationEncoder:
         continue_final_message: bool = False,
         add_special_tokens: bool = False,
         variables: Mapping[str, Any] | None = None,
+        measure: Callable[[str], None] | None = None,
     ) -> list[int]:
         """Token ids of a conversation.
 
@@ -40,6 +41,7 @@ class ConversationEncoder:
             template: instead of the model's.
             add_special_tokens: the tokenizer's own frame around what the template makes.
             variables: further variables of the template.
+            measure: is shown the rendered text before it is tokenized, and may refuse it.
 
         Raises:
             RequestError: there is no template, or it refuses the conversation.
@@ -55,4 +57,6 @@ class ConversationEncoder:
             continue_final_message=continue_final_message,
             variables=variables,
         )
+        if measure is not None:
+            measure(text)
         return self._tokenizer.encode(text, add_special_tokens)

@@ -7,7 +7,7 @@ import pytest
 
 from server.app import create_app
 from server.config import ServerConfig
-from server.middleware import OPEN_PATHS
+from server.middleware.gate import OPEN_PATHS
 from server.state import ServerState
 from tests.server.process import ServerProcess, raw
 

@@ -8,7 +8,7 @@ import pytest
 
 from tandem import SamplingParams
 from tandem.config import EngineConfig, ResolvedModel
-from tandem.engine import EngineInfo
+from tandem.engine import EngineInfo, EngineRequest
 from tandem.errors import ContextLengthError, RequestError
 from tandem.generation.admission import MAX_CHOICES, Admission
 from tandem.models.families import read_model_config
@@ -18,6 +18,10 @@ from tests.unit.test_detokenizer import BYTE_LEVEL
 RAW = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 300, "hidden_size": 8}
 RAW |= {"num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8, "rms_norm_eps": 1e-6}
 MODEL = read_model_config(RAW | {"max_position_embeddings": 64})
+
+
+def admit(admission: Admission, prompt: list[int], sampling: SamplingParams) -> list[EngineRequest]:
+    return admission.admit(prompt, admission.terms(sampling))
 
 
 def gate(seed: int = 0, kv_cache_tokens: int = 1000, max_logprobs: int = 5) -> Admission:
@@ -57,35 +61,35 @@ def test_what_this_model_does_not_have_is_refused_by_name(
     prompt: list[int], params: dict[str, Any], param: str
 ) -> None:
     with pytest.raises(RequestError) as refusal:
-        gate().admit(prompt, SamplingParams(**params))
+        admit(gate(), prompt, SamplingParams(**params))
     assert refusal.value.param == param
 
 
 def test_no_limit_on_logprobs_means_the_vocabulary() -> None:
-    gate(max_logprobs=-1).admit([1], SamplingParams(logprobs=300))
+    admit(gate(max_logprobs=-1), [1], SamplingParams(logprobs=300))
 
 
 @pytest.mark.parametrize("length", [17, 32, 33])
 def test_an_answer_that_does_not_fit_is_refused(length: int) -> None:
     with pytest.raises(ContextLengthError) as refusal:
-        gate().admit([1] * length, SamplingParams(max_tokens=16))
+        admit(gate(), [1] * length, SamplingParams(max_tokens=16))
     assert refusal.value.code == "context_length_exceeded"
 
 
 def test_a_prompt_within_the_model_but_above_the_cache_is_refused() -> None:
     with pytest.raises(ContextLengthError):
-        gate(kv_cache_tokens=10).admit([1] * 11, SamplingParams(max_tokens=1))
+        admit(gate(kv_cache_tokens=10), [1] * 11, SamplingParams(max_tokens=1))
 
 
 def test_without_max_tokens_the_answer_may_fill_the_context() -> None:
-    (request,) = gate().admit([1] * 10, SamplingParams(max_tokens=None))
+    (request,) = admit(gate(), [1] * 10, SamplingParams(max_tokens=None))
     assert request.max_tokens == 22
     with pytest.raises(ContextLengthError):
-        gate().admit([1] * 32, SamplingParams(max_tokens=None))
+        admit(gate(), [1] * 32, SamplingParams(max_tokens=None))
 
 
 def test_choices_share_all_but_their_number_and_the_prompts_logprobs() -> None:
-    requests = gate().admit([1], SamplingParams(n=3, prompt_logprobs=1))
+    requests = admit(gate(), [1], SamplingParams(n=3, prompt_logprobs=1))
     assert [request.choice_index for request in requests] == [0, 1, 2]
     assert len({request.request_id for request in requests}) == 3
     assert len({request.seed for request in requests}) == 1
@@ -93,19 +97,19 @@ def test_choices_share_all_but_their_number_and_the_prompts_logprobs() -> None:
 
 
 def test_seeds_are_kept_or_drawn_in_an_order_that_repeats() -> None:
-    (given,) = gate().admit([1], SamplingParams(seed=5))
+    (given,) = admit(gate(), [1], SamplingParams(seed=5))
     assert given.seed == 5
     first, second, other = gate(seed=1), gate(seed=1), gate(seed=2)
-    drawn = [[g.admit([1], SamplingParams())[0].seed for _ in range(3)] for g in (first, second, other)]
+    drawn = [[admit(g, [1], SamplingParams())[0].seed for _ in range(3)] for g in (first, second, other)]
     assert drawn[0] == drawn[1] != drawn[2]
     assert len(set(drawn[0])) == 3
 
 
 def test_the_end_of_sequence_is_ordinary_if_asked() -> None:
-    assert gate().admit([1], SamplingParams())[0].eos_token_ids == (9,)
-    assert gate().admit([1], SamplingParams(ignore_eos=True))[0].eos_token_ids == ()
+    assert admit(gate(), [1], SamplingParams())[0].eos_token_ids == (9,)
+    assert admit(gate(), [1], SamplingParams(ignore_eos=True))[0].eos_token_ids == ()
 
 
 def test_bad_words_are_forbidden_with_and_without_a_space_before() -> None:
-    (request,) = gate().admit([1], SamplingParams(bad_words=["the"]))
+    (request,) = admit(gate(), [1], SamplingParams(bad_words=["the"]))
     assert {BYTE_LEVEL.decode(list(ids)) for ids in request.bad_words_token_ids} == {"the", " the"}

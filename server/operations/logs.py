@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import msgspec
 
 from server.config import ServerConfig
-from server.prompts import Prompt
+from server.intake.prompts import Prompt
 from server.state import ServerState
 from tandem.sampling_params import SamplingParams
 
