@@ -9,6 +9,7 @@ from server.intake.prompts import Prompt
 from server.schemas.common import GenerationRequest
 from server.state import LoadedModel
 from tandem.engine import EngineRequest
+from tandem.errors import RequestError
 from tandem.sampling_params import SamplingParams
 
 
@@ -39,6 +40,9 @@ class Job:
         Raises:
             RequestError: a prompt or a parameter is refused.
         """
+        if request.priority and model.resolved.engine.scheduler.scheduling_policy != "priority":
+            message = "priority needs a server that runs with --scheduling-policy priority"
+            raise RequestError(message, "priority", "unsupported_parameter")
         admission, group = model.generator.admission, uuid.uuid4().hex
         terms = admission.terms(sampling)
         requests = [

@@ -120,16 +120,21 @@ def _render(
 ) -> list[int]:
     continues = bool(request.continue_final_message)
     add_prompt = request.add_generation_prompt
-    return model.encoder.encode(
-        _plain(messages, template or model.template),
-        template=template,
-        documents=request.documents,
-        add_generation_prompt=not continues if add_prompt is None else add_prompt,
-        continue_final_message=continues,
-        add_special_tokens=bool(request.add_special_tokens),
-        variables=request.chat_template_kwargs,
-        measure=lambda text: model.generator.admission.measure(text, fits),
-    )
+    try:
+        return model.encoder.encode(
+            _plain(messages, template or model.template),
+            template=template,
+            documents=request.documents,
+            add_generation_prompt=not continues if add_prompt is None else add_prompt,
+            continue_final_message=continues,
+            add_special_tokens=bool(request.add_special_tokens),
+            variables=request.chat_template_kwargs,
+            measure=lambda text: model.generator.admission.measure(text, fits),
+        )
+    except UnicodeEncodeError as error:  # JSON within JSON can hold half a surrogate pair
+        raise RequestError("the conversation holds characters that are not Unicode", "messages") from error
+    except RecursionError as error:
+        raise RequestError("the conversation is nested too deeply", "messages") from error
 
 
 def _plain(messages: list[Message], template: ChatTemplate | None) -> list[Mapping[str, Any]]:
@@ -144,6 +149,9 @@ def _plain(messages: list[Message], template: ChatTemplate | None) -> list[Mappi
             message["role"] = "system"
         if (call := message.pop("function_call", None)) is not None:
             message["tool_calls"] = [{"type": "function", "function": call}]
+        if (reasoning := message.pop("reasoning", None)) is not None:
+            message.setdefault("reasoning_content", reasoning)
+        message.pop("annotations", None)
     return list(plain)
 
 
