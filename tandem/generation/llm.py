@@ -218,7 +218,7 @@ def _as_list(prompts: Any) -> list[Prompt]:
     if isinstance(prompts, (str, Mapping)):
         return [prompts]
     listed = _as_sequence(prompts, "prompts")
-    return [listed] if listed and hasattr(listed[0], "__index__") else listed
+    return [listed] if listed and _is_integer(listed[0]) else listed
 
 
 def _as_conversations(messages: Any) -> list[Conversation]:
@@ -234,13 +234,17 @@ def _as_conversations(messages: Any) -> list[Conversation]:
 
 def _as_token_ids(prompt: Any) -> list[int]:
     """Whatever counts as a list of integers, such as an array of NumPy."""
-    try:
-        if any(isinstance(token_id, bool) for token_id in prompt):
-            raise TypeError
-        return [operator.index(token_id) for token_id in prompt]
-    except TypeError as error:
+    if not isinstance(prompt, Iterable) or not all(map(_is_integer, prompt)):
         message = f"a prompt must be a text, a list of token ids or a mapping, not {type(prompt).__name__}"
-        raise RequestError(message, "prompts") from error
+        raise RequestError(message, "prompts")
+    return [operator.index(token_id) for token_id in prompt]
+
+
+def _is_integer(value: Any) -> bool:
+    try:
+        return not isinstance(value, bool) and operator.index(value) is not None
+    except TypeError:
+        return False
 
 
 def _as_sequence(given: Any, param: str) -> list[Any]:

@@ -10,7 +10,7 @@ from tandem import SamplingParams
 from tandem.config import EngineConfig, ResolvedModel
 from tandem.engine import EngineInfo, EngineRequest
 from tandem.errors import ContextLengthError, RequestError
-from tandem.generation.admission import MAX_CHOICES, Admission
+from tandem.generation.admission import MAX_CHOICES, MIN_TEXT_BYTES, Admission
 from tandem.models.families import read_model_config
 from tandem.models.hub import ModelFiles
 from tests.unit.test_detokenizer import BYTE_LEVEL
@@ -24,18 +24,24 @@ def admit(admission: Admission, prompt: list[int], sampling: SamplingParams) -> 
     return admission.admit(prompt, admission.terms(sampling))
 
 
-def gate(seed: int = 0, kv_cache_tokens: int = 1000, max_logprobs: int = 5) -> Admission:
+def gate(
+    seed: int = 0,
+    kv_cache_tokens: int = 1000,
+    max_logprobs: int = 5,
+    vocab_size: int = 300,
+    eos: tuple[int, ...] = (9,),
+) -> Admission:
     engine = EngineConfig(
         files=ModelFiles(path=""), model=MODEL, backend="auto", dtype="float32", max_model_len=32, seed=seed
     )
     resolved = ResolvedModel(
-        engine=engine, tokenizer_path="", eos_token_ids=(9,), default_sampling={}, max_logprobs=max_logprobs
+        engine=engine, tokenizer_path="", eos_token_ids=eos, default_sampling={}, max_logprobs=max_logprobs
     )
     info = EngineInfo(
         backend="b",
         device="cpu",
         dtype="float32",
-        vocab_size=300,
+        vocab_size=vocab_size,
         max_model_len=32,
         kv_cache_tokens=kv_cache_tokens,
         num_parameters=1,
@@ -113,3 +119,44 @@ def test_the_end_of_sequence_is_ordinary_if_asked() -> None:
 def test_bad_words_are_forbidden_with_and_without_a_space_before() -> None:
     (request,) = admit(gate(), [1], SamplingParams(bad_words=["the"]))
     assert {BYTE_LEVEL.decode(list(ids)) for ids in request.bad_words_token_ids} == {"the", " the"}
+
+
+def test_ids_outside_the_vocabulary_never_reach_an_engine() -> None:
+    """A tokenizer or a generation config may know more tokens than the model has."""
+    narrow = gate(vocab_size=258, eos=(9, 258, 2**70, -1))
+    (request,) = admit(narrow, [1], SamplingParams(bad_words=["the", "th"]))
+    assert request.eos_token_ids == (9,)
+    spelled = [i for word in request.bad_words_token_ids for i in word]
+    assert spelled and max(spelled) < 258, "'the' is token 257 and 'th' 256"
+    for params in ({"stop_token_ids": [258]}, {"allowed_token_ids": [258]}, {"logit_bias": {258: 1.0}}):
+        with pytest.raises(RequestError):
+            admit(narrow, [1], SamplingParams(**params))
+    with pytest.raises(RequestError):
+        admit(narrow, [258], SamplingParams())
+
+
+def test_bad_words_are_tokenized_once_and_everything_is_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    admission, encoded = gate(), []
+    encode = BYTE_LEVEL.encode
+    monkeypatch.setattr(BYTE_LEVEL, "encode", lambda text, **options: encoded.append(text) or encode(text, **options))
+    terms = admission.terms(SamplingParams(n=128, bad_words=["the", "fox"], prompt_logprobs=0))
+    prompts = [[1, 2, 3] for _ in range(32)]
+    requests = [request for prompt in prompts for request in admission.admit(prompt, terms, group="g")]
+    assert len(requests) == 4096 and len(encoded) == 4
+    assert len({id(request.prompt_token_ids) for request in requests}) == 32
+    assert len({id(request.sampling) for request in requests}) == 2
+    for field in ("bad_words_token_ids", "eos_token_ids"):
+        assert len({id(getattr(request, field)) for request in requests}) == 1
+    assert {request.group for request in requests} == {"g"}
+
+
+def test_a_text_that_cannot_fit_is_refused_unread(monkeypatch: pytest.MonkeyPatch) -> None:
+    admission = gate()
+    admission.encode("the quick")
+    monkeypatch.setattr(BYTE_LEVEL, "encode", lambda text, add_special_tokens: pytest.fail("it was tokenized"))
+    with pytest.raises(ContextLengthError):
+        admission.encode("x" * 10_000)
+    with pytest.raises(ContextLengthError):
+        admission.encode("é" * (MIN_TEXT_BYTES // 2 + 1), fits=False)
+    with pytest.raises(ContextLengthError):
+        admission.measure("x" * 10_000)
