@@ -131,8 +131,6 @@ def _render(
             variables=request.chat_template_kwargs,
             measure=lambda text: model.generator.admission.measure(text, fits),
         )
-    except UnicodeEncodeError as error:  # JSON within JSON can hold half a surrogate pair
-        raise RequestError("the conversation holds characters that are not Unicode", "messages") from error
     except RecursionError as error:
         raise RequestError("the conversation is nested too deeply", "messages") from error
 

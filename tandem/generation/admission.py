@@ -64,8 +64,12 @@ class Admission:
 
         Raises:
             ContextLengthError: the text cannot fit, or is too long to be tokenized at all.
+            RequestError: it is not Unicode.
         """
-        num_bytes = len(text) if text.isascii() else len(text.encode("utf-8", "replace"))
+        try:
+            num_bytes = len(text) if text.isascii() else len(text.encode())
+        except UnicodeEncodeError as error:  # JSON within JSON can hold half a surrogate pair
+            raise RequestError("the text holds characters that are not Unicode", "prompt") from error
         fewest = self._fewest_tokens(num_bytes)
         if fits and fewest > self._limit:
             raise ContextLengthError(
