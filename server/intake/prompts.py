@@ -133,6 +133,9 @@ def _render(
         )
     except RecursionError as error:
         raise RequestError("the conversation is nested too deeply", "messages") from error
+    except RequestError as error:
+        param = "messages" if error.param == "prompt" else error.param
+        raise RequestError(str(error), param, error.code) from error
 
 
 def _plain(messages: list[Message], template: ChatTemplate | None) -> list[Mapping[str, Any]]:
