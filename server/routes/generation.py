@@ -84,9 +84,10 @@ class Family(Generic[R]):
         arrival.reservation.hold(choices=count)
         effort = max(size, SHORT_BYTES) if self.runs_templates else size
         job = await state.pool.run(effort, self.prepare, arrival, request)
-        generation = self._start(arrival, job)
         answer_id = f"{self.id_prefix}-{request.request_id or uuid.uuid4().hex}"
-        log_request(state, answer_id, job.prompts, job.sampling)
+        if state.config.enable_log_requests:
+            await state.pool.run(effort, log_request, state, answer_id, job.prompts, job.sampling)
+        generation = self._start(arrival, job)
         common = {
             "id": answer_id,
             "object": self.kinds[bool(request.stream)],

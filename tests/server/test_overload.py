@@ -170,13 +170,21 @@ def test_texts_that_cannot_fit_are_refused_before_they_are_tokenized(server: Ser
 
 def test_work_of_clients_that_have_left_is_dropped_and_its_memory_given_back(server: ServerProcess) -> None:
     before = rss(server)
-    for _ in range(8):
-        connect(server, "/tokenize", {"prompt": MEGABYTE * 3}).close()
+    for i in range(8):
+        path = "/tokenize" if i % 2 else "/v1/completions"
+        connect(server, path, {"prompt": MEGABYTE * (3 if i % 3 else 28), "max_tokens": 1}).close()
     began = time.monotonic()
     assert server.post("/v1/completions", {"prompt": "fox " * 1000, "max_tokens": 1}).status_code == 200
     assert time.monotonic() - began < 3, "short texts have threads of their own"
     eventually(server.is_idle, 30)
     eventually(lambda: rss(server) - before < 200, 10)
+
+
+def test_reports_of_prompts_are_bounded(server: ServerProcess) -> None:
+    body = {"prompt": [[5] * 3000] * 8, "n": 128, "max_tokens": 0}
+    for report in ({"echo": True, "logprobs": 20}, {"prompt_logprobs": 20}):
+        refused = server.post("/v1/completions", body | report)
+        assert refused.status_code == 400 and refused.json()["error"]["param"] in report
 
 
 # ---------------------------------------------------------------------- health
