@@ -19,8 +19,10 @@ VERSIONS = ("1.0", "1.1")
 LAST_READ_SECONDS = 0.5
 LAST_READ_BYTES = 2**20
 # After a client has shut down its sending side, only writing shows whether it still reads: interim answers, which
-# clients skip. The first is answered by a reset if nobody does, and the next one finds that.
+# clients skip, or comments in a stream of events. The first is answered by a reset if nobody does, and the next one
+# finds that.
 PROBE = b"HTTP/1.1 100 Continue\r\n\r\n"
+PROBE_IN_STREAM = b"3\r\n:\n\n\r\n"  # a whole chunk; streams of events are the only chunked answers here
 PROBE_SECONDS = (0.0, 0.05, 0.5, 5.0)
 
 
@@ -173,9 +175,11 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def _probe(self, number: int) -> None:
         self._probing = None
-        if self.transport.is_closing() or self.cycle.response_started or number == len(PROBE_SECONDS) - 1:
+        cycle = self.cycle
+        is_whole = cycle.response_started and not cycle.chunked_encoding
+        if self.transport.is_closing() or cycle.response_complete or is_whole or number == len(PROBE_SECONDS) - 1:
             return
-        self.transport.write(PROBE)
+        self.transport.write(PROBE_IN_STREAM if cycle.response_started else PROBE)
         self._probing = self.loop.call_later(PROBE_SECONDS[number + 1], self._probe, number + 1)
 
     def _stop_probing(self) -> None:

@@ -83,24 +83,24 @@ class Generation:
                 if stopped:
                     self._stream.abort(stopped)
                 self._observe(events)
-                self._check(events)
-                self._events += events
-                if events:
-                    self._news.set()
+                self._put(events)
         except Exception as error:  # the reader's to handle
             self._error = error
         finally:
             self._stream.abort()
             self._news.set()
 
-    def _check(self, events: Sequence[AnyEvent]) -> None:
-        """One choice that fails takes its request along."""
+    def _put(self, events: Sequence[AnyEvent]) -> None:
+        """Have events read. One choice that fails takes its request along, after what came before."""
         for event in events:
             if isinstance(event, ChoiceEnded) and event.finish_reason == "error":
                 message = event.error or "the engine could not finish this request"
                 if message == NO_TOKEN_LEFT:
                     raise RequestError(message, "allowed_token_ids")
                 raise RequestFailedError(message)
+            self._events.append(event)
+        if events:
+            self._news.set()
 
 
 class Generator:

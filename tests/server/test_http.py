@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import re
 import socket
@@ -221,6 +222,18 @@ def test_a_client_that_only_stops_sending_gets_its_answer(server: ServerProcess)
         heads = re.findall(rb"HTTP/1.1 (\d+) ", answer)
         assert heads[-1] == b"200" and set(heads[:-1]) <= {b"100"}, heads
         assert b'"finish_reason":"length"' in answer and until_closed(connection)[0] == b""
+
+
+def test_a_stream_goes_on_for_a_client_that_only_stops_sending(server: ServerProcess) -> None:
+    """What shows whether it still reads stands between the events, and says nothing."""
+    connection = connect(server, "/v1/completions", ENDLESS | {"max_tokens": 1500, "stream": True})
+    answer = http.client.HTTPResponse(connection)
+    answer.begin()
+    connection.shutdown(socket.SHUT_WR)
+    blocks = answer.read().decode().split("\n\n")
+    data = [block for block in blocks if block.startswith("data: ")]
+    assert data[-1] == "data: [DONE]" and all(block in ("", ":") for block in blocks if block not in data)
+    assert [json.loads(block[6:])["choices"][0]["finish_reason"] for block in data[:-1]][-1] == "length"
 
 
 def test_a_stream_that_nobody_reads_is_given_up(impatient: ServerProcess) -> None:

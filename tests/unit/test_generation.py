@@ -222,6 +222,7 @@ def test_all_events_are_read_in_order() -> None:
     [
         (EngineDeadError("gone"), EngineDeadError),
         ([EngineOutput("0-0", [], finish_reason="error", error="NaN")], RequestFailedError),
+        ([output("0-1", "c"), EngineOutput("0-0", [], finish_reason="error", error="NaN")], RequestFailedError),
         ([EngineOutput("0-0", [], finish_reason="error", error=NO_TOKEN_LEFT)], RequestError),
         (ValueError("unforeseen"), ValueError),
     ],
@@ -233,7 +234,7 @@ def test_a_failure_ends_everything_after_what_came_before_it(ending: Any, kind: 
         with pytest.raises(kind):
             async for events in made:
                 seen += events
-        assert told(seen)[0] == (1, "a") and (1, "b") not in told(seen)
+        assert told(seen)[0] == (1, "a") and (1, "b") not in told(seen) and (0, "error") not in told(seen)
         assert stream.aborted[-1] is None
 
     asyncio.run(scenario())
@@ -274,5 +275,16 @@ def test_whoever_stops_early_leaves_nothing_behind() -> None:
             made.abort()
             await asyncio.sleep(0)
             assert stream.aborted and asyncio.all_tasks() == {asyncio.current_task()}
+
+    asyncio.run(scenario())
+
+
+def test_what_came_together_with_a_failure_is_read_before_it() -> None:
+    async def scenario() -> None:
+        failed = EngineOutput("0-0", [], finish_reason="error", error="NaN")
+        made, _ = generation([[output("0-0", "a"), failed]])
+        assert told(await made.next()) == [(0, "a")]
+        with pytest.raises(RequestFailedError):
+            await made.next()
 
     asyncio.run(scenario())
