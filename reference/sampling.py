@@ -8,6 +8,7 @@ import torch
 
 from reference.philox import gumbel_noise
 from tandem.engine import EngineRequest, TokenLogprobs
+from tandem.errors import NO_TOKEN_LEFT
 
 NEVER = float("-inf")
 LOWEST_LOGPROB = -9999.0
@@ -89,7 +90,7 @@ def apply_masks(logits: torch.Tensor, request: EngineRequest, output_ids: list[i
     for token_id, bias in (s.logit_bias or {}).items():
         z[token_id] += min(max(bias, -100.0), 100.0)
     if z.max() == NEVER:
-        raise SamplingError("allowed_token_ids, bad_words and min_tokens together leave no token to generate")
+        raise SamplingError(NO_TOKEN_LEFT)
     return z
 
 

@@ -6,7 +6,9 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from server.errors import install_handlers
-from server.middleware import REQUEST_ID, Gate, Observe, RequestId
+from server.middleware.gate import Gate
+from server.middleware.observe import Observe
+from server.middleware.request_id import REQUEST_ID, RequestId
 from server.openapi import install_openapi
 from server.routes import chat, completions, models, operations, tokens
 from server.state import ServerState

@@ -11,6 +11,9 @@ from tandem.config import ModelOptions
 from tandem.errors import ConfigError
 from tandem.process.transport import check_tcp_address
 
+MAX_CHOICES = 4096  # of all prompts of one HTTP request
+_OPTIONS = {"max_queued_requests": "--max-num-queued-reqs", "max_queued_tokens": "--max-num-queued-tokens"}
+
 
 class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Everything ``run_server`` needs. Each field is the option of ``tandem serve`` with the same name.
@@ -29,8 +32,12 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
         engine_stall_timeout: seconds of silence, or within one step, after which the engine's open requests fail and
             it is replaced; 0 for never.
         engine_address: ``tcp://HOST:PORT`` at which the engine listens, encrypted, instead of a Unix socket.
-        max_queued_requests: unfinished requests above which new ones get 503; 0 for no limit.
+        max_queued_requests: unfinished choices above which new requests get 429; 0 for no limit. By default two of
+            the largest requests there may be.
+        max_queued_tokens: tokens of unfinished prompts above which new requests get 429; 0 for no limit. Each takes
+            about a hundred bytes.
         max_body_bytes: larger request bodies get 413.
+        http_timeout: seconds that a client may take to send a request's head, to go on with its body or to read on.
     """
 
     model: ModelOptions = ModelOptions()
@@ -62,8 +69,10 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_engine_restarts: int = 3
     engine_stall_timeout: float = 60.0
     engine_address: str | None = None
-    max_queued_requests: int = 0
+    max_queued_requests: int = 2 * MAX_CHOICES
+    max_queued_tokens: int = 2**23
     max_body_bytes: int = 32 * 2**20
+    http_timeout: float = 60.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
@@ -83,5 +92,24 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
             raise ConfigError(option, f"must be at least 0 seconds (0 for never), got {self.engine_stall_timeout}")
         if self.engine_address is not None:
             check_tcp_address(self.engine_address)
-        if any(not key for key in self.api_keys):
-            raise ConfigError("--api-key", "must not be empty")
+        for option in ("max_queued_requests", "max_queued_tokens"):
+            if (value := getattr(self, option)) < 0:
+                raise ConfigError(_OPTIONS[option], f"must be at least 0, got {value}")
+        if self.http_timeout <= 0:
+            raise ConfigError("--http-timeout", f"must be more than 0 seconds, got {self.http_timeout}")
+        for key in self.api_keys:
+            check_key(key)
+
+
+def check_key(key: str) -> str:
+    """A key as it is compared: without the white space around it, such as the last newline of a secret file.
+
+    Raises:
+        ConfigError: nothing is left of it, or it holds what no HTTP header can carry.
+    """
+    stripped = key.strip()
+    if not stripped:
+        raise ConfigError("--api-key", "must not be empty")
+    if not stripped.isprintable():
+        raise ConfigError("--api-key", "must not hold control characters")
+    return stripped

@@ -10,14 +10,15 @@ import time
 from collections.abc import Callable
 from typing import TypeVar, cast
 
+from server.dialects.vocabulary import Vocabulary
 from server.state import LoadedModel, ServerState
-from server.vocabulary import Vocabulary
 from tandem import __version__
 from tandem.config import ResolvedModel, resolve
 from tandem.generation.generation import Generator
 from tandem.process.client import EngineClient
 from tandem.process.supervisor import Supervisor
 from tandem.text.chat_template import ChatTemplate, load_chat_template
+from tandem.text.conversation import ConversationEncoder
 from tandem.text.tokenizer import Tokenizer
 
 logger = logging.getLogger("tandem")
@@ -68,6 +69,9 @@ async def load_model(state: ServerState, resolved: ResolvedModel) -> None:
         info=info,
         tokenizer=tokenizer,
         template=template,
+        encoder=ConversationEncoder(
+            tokenizer, template, allow_special_tokens=state.config.allow_special_tokens_in_content
+        ),
         generator=Generator(state.client, tokenizer, resolved),
         vocabulary=Vocabulary(tokenizer),
         fingerprint=f"tandem-{__version__}-{info.backend}",

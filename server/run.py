@@ -89,7 +89,7 @@ class _Server:
     """One server while it lives."""
 
     def __init__(self, config: ServerConfig, listener: Listener) -> None:
-        from server.logs import configure_logging
+        from server.operations.logs import configure_logging
         from server.state import ServerState
 
         configure_logging(config)
@@ -183,7 +183,7 @@ class _Server:
         state = self._state
         state.draining = True
         await self._until_idle(self._config.shutdown_timeout)
-        if state.num_requests and state.client is not None:
+        if state.has_open_work and state.client is not None:
             await state.client.close()
             await self._until_idle(LAST_WRITES_SECONDS)
         while self._web is None:
@@ -195,7 +195,7 @@ class _Server:
     async def _until_idle(self, seconds: float) -> None:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + seconds
-        while self._state.num_requests and loop.time() < deadline:
+        while self._state.has_open_work and loop.time() < deadline:
             await asyncio.sleep(DRAIN_POLL_SECONDS)
 
     def _drop_connections(self, web: uvicorn.Server) -> None:
@@ -214,6 +214,7 @@ def _create_web(config: ServerConfig, state: ServerState) -> uvicorn.Server:
     import uvicorn
 
     from server.app import create_app
+    from server.http.protocol import limited_protocol
 
     class Web(uvicorn.Server):
         """uvicorn without its own idea of signals."""
@@ -224,7 +225,7 @@ def _create_web(config: ServerConfig, state: ServerState) -> uvicorn.Server:
 
     web_config = uvicorn.Config(
         _quiet_at_the_end(create_app(state), state),
-        http="httptools",
+        http=limited_protocol(config.http_timeout),
         ws="none",
         lifespan="off",
         log_config=None,

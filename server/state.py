@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal, ParamSpec, TypeVar
+from typing import Literal
 
 from server.config import ServerConfig
-from server.metrics import Metrics
-from server.vocabulary import Vocabulary
+from server.dialects.vocabulary import Vocabulary
+from server.intake.capacity import Capacity
+from server.intake.pool import WorkPool
+from server.operations.metrics import Metrics
 from tandem.config import ResolvedModel
 from tandem.engine import EngineInfo, EngineStats
 from tandem.errors import EngineDeadError, EngineLoadingError, EngineStalledError
-from tandem.generation.generation import Generator
+from tandem.generation.generation import Generation, Generator
 from tandem.models.hub import served_name
 from tandem.process.client import EngineClient
 from tandem.text.chat_template import ChatTemplate
+from tandem.text.conversation import ConversationEncoder
 from tandem.text.tokenizer import Tokenizer
-
-P = ParamSpec("P")
-T = TypeVar("T")
-
-TEXT_THREADS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +35,7 @@ class LoadedModel:
     info: EngineInfo
     tokenizer: Tokenizer
     template: ChatTemplate | None
+    encoder: ConversationEncoder
     generator: Generator
     vocabulary: Vocabulary
     fingerprint: str
@@ -72,7 +68,9 @@ class ServerState:
         client: None until the engine's process has been started.
         model: None until the model can answer.
         draining: no new requests are taken.
-        num_requests: requests being answered now, those for health and metrics left out.
+        num_requests: HTTP requests being answered now, those for health and metrics left out.
+        capacity: how much work may be taken on.
+        pool: where long work on texts is done.
         metrics: of this application alone.
     """
 
@@ -85,7 +83,9 @@ class ServerState:
         self.draining = False
         self.num_requests = 0
         self.metrics = Metrics(self.names[0], self._engine_view)
-        self._text_threads = ThreadPoolExecutor(TEXT_THREADS, thread_name_prefix="text")
+        self.capacity = Capacity(config)
+        self.pool = WorkPool()
+        self._generations: set[Generation] = set()
 
     @property
     def health(self) -> Health:
@@ -119,10 +119,15 @@ class ServerState:
             raise EngineDeadError(health.detail)
         return self.model
 
-    async def in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Do long work on text beside the event loop."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._text_threads, lambda: work(*args, **kwargs))
+    @property
+    def has_open_work(self) -> bool:
+        """What a drain waits for: HTTP requests, and generations, also those whose connection has gone."""
+        return bool(self.num_requests or self._generations)
+
+    def track(self, generation: Generation) -> None:
+        """Count a generation as open until it has ended, whoever reads it."""
+        self._generations.add(generation)
+        generation.add_done_callback(lambda _: self._generations.discard(generation))
 
     def _engine_view(self) -> tuple[EngineStats, EngineInfo | None] | None:
         if self.client is None:
@@ -131,4 +136,4 @@ class ServerState:
 
     def close(self) -> None:
         """Let the threads end; idempotent."""
-        self._text_threads.shutdown(wait=False, cancel_futures=True)
+        self.pool.close()

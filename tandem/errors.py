@@ -16,6 +16,9 @@ Each message is one line that a user can act on: it holds no address, path of ou
 catches an error of a library translates it here with ``raise … from``.
 """
 
+# ``EngineOutput.error`` of a request whose masks exclude each other: the client's mistake, though only engines see it
+NO_TOKEN_LEFT = "allowed_token_ids, bad_words and min_tokens together leave no token to generate"
+
 
 class TandemError(Exception):
     """Base of all errors of this package."""

@@ -15,10 +15,10 @@ from optimized.kernels.edit_logits import IN_PROMPT, NEVER, WORD, Penalties, mas
 from optimized.kernels.native import Library
 from optimized.runner.packing import to_device
 from optimized.scheduling.plan import RowStart
+from tandem.errors import NO_TOKEN_LEFT
 from tandem.sampling_params import LOGIT_BIAS_LIMIT, SamplingParams
 
 NOT_FINITE = "the model produced logits that are not finite numbers"
-NO_TOKEN_LEFT = "allowed_token_ids, bad_words and min_tokens together leave no token to generate"
 OVERFLOW = "repetition_penalty makes the logits overflow"
 _NO_TOKEN = -1  # before the output began
 

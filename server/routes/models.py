@@ -8,9 +8,9 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from server.body import served_model, state_of
+from server.dialects.dialect import encode_json
+from server.intake.body import served_model, state_of
 from server.state import ServerState
-from server.streaming import encode_json
 
 router = APIRouter(tags=["models"])
 

@@ -7,9 +7,9 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from starlette.requests import Request
 from starlette.responses import Response
 
-from server.body import state_of
+from server.dialects.dialect import encode_json
+from server.intake.body import state_of
 from server.state import ServerState
-from server.streaming import encode_json
 from tandem import __version__
 from tandem.engine import EngineStats
 

@@ -18,35 +18,47 @@ Variables = Annotated[dict[Name, Any], Meta(max_length=64)]
 Documents = Annotated[list[dict[str, Any]], Meta(max_length=1024)]
 
 
-class FunctionCall(msgspec.Struct, kw_only=True, frozen=True):
+class FunctionCall(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     """A call that the model asked for: a name, and a JSON object in a string."""
 
     name: Name
     arguments: str | dict[str, Any] = "{}"
 
 
-class ToolCall(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
+class ToolCall(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     """One entry of an assistant message's ``tool_calls``."""
 
     function: FunctionCall
     id: Name | None = None
     type: Literal["function"] = "function"
+    index: Count | None = None
 
     def __post_init__(self) -> None:
         # written out although it is the default: templates look at it
         msgspec.structs.force_setattr(self, "type", "function")
 
 
-class ContentPart(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
-    """One part of a message's content; parts other than text are refused later, by name."""
+class ContentPart(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """One part of a message's content; parts other than text are read in order to be refused by their type."""
 
     type: Annotated[str, Meta(max_length=64)]
     text: str | None = None
     refusal: str | None = None
+    annotations: list[Any] | None = None
+    cache_control: dict[str, Any] | None = None
+    image_url: Any = None
+    video_url: Any = None
+    audio_url: Any = None
+    input_audio: Any = None
+    file: Any = None
 
 
-class Message(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
-    """One message of a conversation, of any role."""
+class Message(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """One message of a conversation, of any role.
+
+    ``function_call`` is the older spelling of a tool call, ``reasoning`` another of ``reasoning_content``;
+    ``annotations`` come back with earlier answers and are no part of any prompt.
+    """
 
     role: Role
     content: str | list[ContentPart] | None = None
@@ -54,7 +66,11 @@ class Message(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     refusal: str | None = None
     tool_calls: Annotated[list[ToolCall], Meta(max_length=1024)] | None = None
     tool_call_id: Name | None = None
+    function_call: FunctionCall | None = None
     reasoning_content: str | None = None
+    reasoning: str | None = None
+    annotations: list[Any] | None = None
+    audio: None = None
 
 
 Messages = Annotated[list[Message], Meta(min_length=1, max_length=2**16)]
@@ -81,7 +97,7 @@ class ChatRequest(GenerationRequest, kw_only=True, frozen=True):
         check_messages(self.messages)
         if self.top_logprobs is not None and not self.logprobs:
             raise RequestError("top_logprobs needs logprobs to be true", "top_logprobs")
-        self.check_stream()
+        super().check()
 
     @property
     def output_limit(self) -> tuple[str, int | None]:
@@ -94,12 +110,15 @@ class ChatRequest(GenerationRequest, kw_only=True, frozen=True):
 def check_messages(messages: Sequence[Message]) -> None:
     """Raise ``RequestError`` for a message without the content that its role needs."""
     for i, message in enumerate(messages):
-        may_be_empty = message.role == "assistant" and (message.tool_calls or message.refusal is not None)
+        calls = message.tool_calls or message.function_call
+        may_be_empty = message.role == "assistant" and (calls or message.refusal is not None)
         if message.content is None and not may_be_empty:
             raise RequestError(
                 f"messages[{i}].content is missing", f"messages[{i}].content", "missing_required_parameter"
             )
-        if message.tool_calls and message.role != "assistant":
-            raise RequestError(
-                f"messages[{i}].tool_calls belongs to messages of the assistant", f"messages[{i}].tool_calls"
-            )
+        if calls and message.role != "assistant":
+            param = f"messages[{i}].{'tool_calls' if message.tool_calls else 'function_call'}"
+            raise RequestError(f"{param} belongs to messages of the assistant", param)
+        if message.tool_calls and message.function_call:
+            param = f"messages[{i}].function_call"
+            raise RequestError(f"{param} is the older spelling of tool_calls: give one of them", param)

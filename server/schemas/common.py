@@ -6,7 +6,7 @@ given". Every field is bounded here, in one place; what depends on the model is 
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
@@ -45,12 +45,12 @@ Metadata = Annotated[
 ]
 
 
-class StreamOptions(msgspec.Struct, kw_only=True, frozen=True):
-    """What a stream carries besides text."""
+class StreamOptions(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """What a stream carries besides text. Nothing is added to hide the lengths of texts."""
 
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
-    include_obfuscation: bool | None = None
+    include_obfuscation: Literal[False] | None = None
 
 
 class GenerationRequest(msgspec.Struct, kw_only=True, frozen=True):
@@ -94,14 +94,13 @@ class GenerationRequest(msgspec.Struct, kw_only=True, frozen=True):
 
     user: ShortText | None = None
     metadata: Metadata | None = None
-    store: bool | None = None
-    service_tier: ShortText | None = None
+    service_tier: Literal["auto", "default"] | None = None
     safety_identifier: ShortText | None = None
     prompt_cache_key: ShortText | None = None
     prompt_cache_retention: ShortText | None = None
 
-    def check_stream(self) -> None:
-        """Raise ``RequestError`` for what a stream, or only a stream, can have."""
+    def check(self) -> None:
+        """Raise ``RequestError`` where fields contradict each other."""
         if self.stream and self.prompt_logprobs is not None:
             raise RequestError("prompt_logprobs cannot be streamed", "prompt_logprobs")
         if self.stream_options is not None and not self.stream:

@@ -29,7 +29,7 @@ class CompletionRequest(GenerationRequest, kw_only=True, frozen=True):
         """Raise ``RequestError`` where fields contradict each other."""
         if self.best_of is not None and self.best_of not in (1, self.n or 1):
             raise RequestError("best_of other than 1 or n is not supported", "best_of", "unsupported_parameter")
-        self.check_stream()
+        super().check()
         if len(self.prompts) > MAX_PROMPTS:
             raise RequestError(f"prompt holds more than {MAX_PROMPTS} prompts", "prompt")
 

@@ -22,6 +22,8 @@ T = TypeVar("T", bound=Checked)
 
 _PATH = re.compile(r"(?P<what>.*?)(?: - at (?:`key` in )?`\$\.?(?P<path>.*)`)?", re.DOTALL)
 _MISSING = re.compile(r"Object missing required field `(\w+)`")
+_LONG_QUOTE = re.compile(r"'(.{100}).+'", re.DOTALL)
+_UNKNOWN = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
 _decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
@@ -39,7 +41,7 @@ class BodyParser(Generic[T]):
         self._known = frozenset(struct.__struct_fields__)  # type: ignore[attr-defined]
         self._refused = frozenset(UNSUPPORTED) - self._known if refuses else frozenset()
 
-    def parse(self, body: bytes) -> tuple[T, list[str]]:
+    def parse(self, body: bytes | bytearray) -> tuple[T, list[str]]:
         """The request, and the names of fields that mean nothing here.
 
         Raises:
@@ -68,7 +70,10 @@ def _explain(text: str) -> RequestError:
     if missing := _MISSING.match(what):
         param = f"{path}.{missing[1]}" if path else missing[1]
         return RequestError(f"{param} is required", param, "missing_required_parameter")
-    plain = what.replace("`", "")
+    if unknown := _UNKNOWN.match(what):
+        param = f"{path}.{unknown[1][:100]}"
+        return RequestError(f"{param!r} is not known here", param, "unknown_parameter")
+    plain = _LONG_QUOTE.sub(r"'\1…'", what.replace("`", ""))
     is_type = plain.startswith("Expected ") and ", got " in plain
     message = f"{path or 'the body'}: {plain[:1].lower()}{plain[1:]}"
     return RequestError(message, path or None, "invalid_type" if is_type else "invalid_value")

@@ -42,6 +42,7 @@ UNSUPPORTED: dict[str, tuple[str, tuple[Any, ...]]] = {
     "media_io_kwargs": ("only text can be read", ({},)),
     "prediction": ("predicted outputs are not available", _ANY),
     "web_search_options": ("there is no web search", _ANY),
+    "store": ("answers are not kept", (False,)),
     "moderation": ("there is no moderation", _ANY),
     "verbosity": ("the model has no such setting", ("medium",)),
     "logits_processors": ("requests may not bring code", ([],)),

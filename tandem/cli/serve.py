@@ -143,6 +143,7 @@ def add_scheduler_options(parser: argparse.ArgumentParser) -> None:
 
 def _add_server_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("server").add_argument
+    default = ServerConfig()
     add("--host", default="0.0.0.0", help="(default: 0.0.0.0)")
     add("--port", type=int, default=8000, help="0 lets the system pick (default: 8000)")
     add("--uds", metavar="PATH", help="a Unix socket instead of host and port")
@@ -201,14 +202,14 @@ def _add_server_options(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--max-engine-restarts",
-        type=int,
+        type=count,
         default=3,
         metavar="N",
         help="within ten minutes, of an engine that has died; then the server ends with status 70 (default: 3)",
     )
     add(
         "--engine-stall-timeout",
-        type=float,
+        type=seconds,
         default=60.0,
         metavar="S",
         help="seconds of silence or within one step after which the engine is replaced; 0 for never (default: 60)",
@@ -222,9 +223,24 @@ def _add_server_options(parser: argparse.ArgumentParser) -> None:
         "--max-num-queued-reqs",
         dest="max_queued_requests",
         type=count,
-        default=0,
+        default=default.max_queued_requests,
         metavar="N",
-        help="unfinished requests above which new ones are refused (default: no limit)",
+        help="unfinished choices above which new requests are refused; 0 for no limit (default: %(default)s)",
+    )
+    add(
+        "--max-num-queued-tokens",
+        dest="max_queued_tokens",
+        type=count,
+        default=default.max_queued_tokens,
+        metavar="N",
+        help="the same for the tokens of unfinished prompts (default: %(default)s)",
+    )
+    add(
+        "--http-timeout",
+        type=seconds,
+        default=default.http_timeout,
+        metavar="S",
+        help="seconds a client may take to send a head, to go on with a body or to read on (default: %(default)g)",
     )
     add("--config", metavar="FILE", help="YAML file of these options; the command line wins")
 

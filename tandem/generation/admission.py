@@ -1,4 +1,4 @@
-"""The gate in front of an engine: a prompt and sampling parameters in, complete engine requests out, or a refusal.
+"""The gate in front of an engine: prompts and sampling parameters in, complete engine requests out, or a refusal.
 
 Whatever depends on the model is checked here, once, for the server and the offline interface alike.
 """
@@ -8,6 +8,8 @@ from __future__ import annotations
 import random
 import time
 import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import msgspec
 
@@ -18,58 +20,139 @@ from tandem.sampling_params import SEED_MODULUS, SamplingParams
 from tandem.text.tokenizer import Tokenizer
 
 MAX_CHOICES = 128
+MIN_TEXT_BYTES = 4 * 2**20  # any model may be shown a text of this length
+TEXT_BYTES_PER_TOKEN = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """Sampling parameters, checked against one model and completed; shared by all prompts and choices.
+
+    Attributes:
+        first: for choice 0 of each prompt.
+        others: for its other choices, which do not report the prompt again.
+        bad_words: token sequences that must not be generated.
+    """
+
+    first: SamplingParams
+    others: SamplingParams
+    eos_token_ids: tuple[int, ...]
+    bad_words: tuple[tuple[int, ...], ...]
 
 
 class Admission:
-    """Checks prompts and parameters against one model; draws seeds for requests that bring none."""
+    """Checks texts, prompts and parameters against one model; draws seeds for requests that bring none.
 
-    def __init__(self, model: ResolvedModel, info: EngineInfo, tokenizer: Tokenizer) -> None:
+    Its methods may be called from any thread, and take as long as their arguments are.
+
+    Args:
+        salt: of the seeds drawn, so that several fronts of one engine draw others.
+    """
+
+    def __init__(self, model: ResolvedModel, info: EngineInfo, tokenizer: Tokenizer, salt: str = "") -> None:
         self._info = info
+        self._limit = min(info.max_model_len, info.kv_cache_tokens)
         self._tokenizer = tokenizer
         self._max_logprobs = info.vocab_size if model.max_logprobs == -1 else model.max_logprobs
-        self._eos_token_ids = model.eos_token_ids
-        if not self._eos_token_ids and tokenizer.eos_token_id is not None:
-            self._eos_token_ids = (tokenizer.eos_token_id,)
-        self._seeds = random.Random(model.engine.seed)
+        eos = model.eos_token_ids or (() if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,))
+        self._eos_token_ids = tuple(token_id for token_id in eos if self._has(token_id))
+        self._seeds = random.Random(f"{model.engine.seed}/{salt}" if salt else model.engine.seed)
+
+    def measure(self, text: str, fits: bool = True) -> None:
+        """Refuse a text that is too long before it is tokenized, which takes a hundred times its memory.
+
+        Args:
+            fits: the whole text must fit the context; else only a part of it, or nothing, is for the model.
+
+        Raises:
+            ContextLengthError: the text cannot fit, or is too long to be tokenized at all.
+            RequestError: it is not Unicode.
+        """
+        try:
+            num_bytes = len(text) if text.isascii() else len(text.encode())
+        except UnicodeEncodeError as error:  # JSON within JSON can hold half a surrogate pair
+            raise RequestError("the text holds characters that are not Unicode", "prompt") from error
+        fewest = self._tokenizer.fewest_tokens(num_bytes)
+        if fits and fewest > self._limit:
+            raise ContextLengthError(
+                f"This model's maximum context length is {self._limit} tokens. However, your prompt of {num_bytes} "
+                f"bytes has at least {fewest} tokens.",
+                "prompt",
+            )
+        longest = max(MIN_TEXT_BYTES, TEXT_BYTES_PER_TOKEN * self._limit)
+        if num_bytes > longest:
+            message = f"A text of {num_bytes} bytes is too long for this model; at most {longest} are tokenized."
+            raise ContextLengthError(message, "prompt")
+
+    def encode(self, text: str, add_special_tokens: bool = True, *, fits: bool = True) -> list[int]:
+        """Token ids of a text. Arguments and errors as ``measure``."""
+        self.measure(text, fits)
+        return self._tokenizer.encode(text, add_special_tokens)
+
+    def terms(self, sampling: SamplingParams) -> Terms:
+        """Sampling parameters as an engine needs them.
+
+        Raises:
+            RequestError: a token id, a number of choices or of log-probabilities that this model does not have.
+        """
+        self._check_sampling(sampling)
+        has_report = sampling.n > 1 and sampling.prompt_logprobs is not None
+        others = msgspec.structs.replace(sampling, prompt_logprobs=None) if has_report else sampling
+        eos = () if sampling.ignore_eos else self._eos_token_ids
+        return Terms(sampling, others, eos, self._bad_words(sampling.bad_words))
 
     def admit(
-        self, prompt_token_ids: list[int], sampling: SamplingParams, *, priority: int = 0, cache_salt: str = ""
+        self,
+        prompt_token_ids: list[int],
+        terms: Terms,
+        *,
+        priority: int = 0,
+        cache_salt: str = "",
+        group: str = "",
+        arrival_time: float | None = None,
     ) -> list[EngineRequest]:
-        """One engine request for each of the ``n`` choices.
+        """One engine request for each of the ``n`` choices; they share the list of ids and the parameters.
+
+        Args:
+            arrival_time: ``time.monotonic()`` seconds; now, if not given.
 
         Raises:
             ContextLengthError: the prompt, or the prompt and ``max_tokens``, do not fit.
-            RequestError: a token id or a number of log-probabilities that this model does not have.
+            RequestError: the prompt is empty or holds a token id that this model does not have.
         """
         self._check_prompt(prompt_token_ids)
-        self._check_sampling(sampling)
+        sampling = terms.first
         max_tokens = self._max_tokens(len(prompt_token_ids), sampling)
         seed = self._seeds.randrange(SEED_MODULUS) if sampling.seed is None else sampling.seed
-        bad_words = self._bad_words(sampling)
+        arrived = time.monotonic() if arrival_time is None else arrival_time
         first = uuid.uuid4().hex
         return [
             EngineRequest(
                 request_id=f"{first}-{index}",
                 prompt_token_ids=prompt_token_ids,
-                sampling=sampling if index == 0 else _without_prompt_logprobs(sampling),
+                sampling=sampling if index == 0 else terms.others,
                 max_tokens=max_tokens,
                 seed=seed,
                 choice_index=index,
-                eos_token_ids=() if sampling.ignore_eos else self._eos_token_ids,
-                bad_words_token_ids=bad_words,
+                eos_token_ids=terms.eos_token_ids,
+                bad_words_token_ids=terms.bad_words,
                 priority=priority,
                 cache_salt=cache_salt,
-                arrival_time=time.monotonic(),
+                arrival_time=arrived,
+                group=group,
             )
             for index in range(sampling.n)
         ]
+
+    def _has(self, token_id: int) -> bool:
+        return 0 <= token_id < self._info.vocab_size
 
     def _check_prompt(self, prompt_token_ids: list[int]) -> None:
         if not prompt_token_ids:
             raise RequestError("the prompt is empty: it must hold at least one token", "prompt")
         if min(prompt_token_ids) < 0 or max(prompt_token_ids) >= self._info.vocab_size:
             raise RequestError(f"prompt token ids must be in [0, {self._info.vocab_size})", "prompt")
-        length, limit = len(prompt_token_ids), min(self._info.max_model_len, self._info.kv_cache_tokens)
+        length, limit = len(prompt_token_ids), self._limit
         if length > limit:
             raise ContextLengthError(
                 f"This model's maximum context length is {limit} tokens. However, your prompt has {length} tokens.",
@@ -77,7 +160,7 @@ class Admission:
             )
 
     def _max_tokens(self, num_prompt_tokens: int, sampling: SamplingParams) -> int:
-        limit = min(self._info.max_model_len, self._info.kv_cache_tokens)
+        limit = self._limit
         room = limit - num_prompt_tokens
         wanted = sampling.max_tokens
         if wanted is None:
@@ -101,22 +184,19 @@ class Admission:
                 raise RequestError(f"{param} must be at most {self._max_logprobs}, got {count}", param)
         for param in ("stop_token_ids", "allowed_token_ids", "logit_bias"):
             for token_id in getattr(sampling, param) or ():
-                if not 0 <= token_id < self._info.vocab_size:
+                if not self._has(token_id):
                     known = f"token ids in [0, {self._info.vocab_size})"
                     raise RequestError(f"{param} must hold {known}, got {token_id}", param)
 
-    def _bad_words(self, sampling: SamplingParams) -> tuple[tuple[int, ...], ...]:
-        """Each word as it is tokenized at the start of a text and after a space; both spellings are forbidden."""
+    def _bad_words(self, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+        """Each word as it is tokenized at the start of a text and after a space; both spellings are forbidden.
+
+        A spelling with a token that the model cannot generate, because its tokenizer is larger, needs no ban.
+        """
         spellings = set()
-        for word in sampling.bad_words:
+        for word in words:
             for text in (word, f" {word.lstrip()}"):
-                if token_ids := self._tokenizer.encode(text, add_special_tokens=False):
+                token_ids = self._tokenizer.encode(text, add_special_tokens=False)
+                if token_ids and all(map(self._has, token_ids)):
                     spellings.add(tuple(token_ids))
         return tuple(sorted(spellings))
-
-
-def _without_prompt_logprobs(sampling: SamplingParams) -> SamplingParams:
-    """All choices share the prompt: only the first reports it."""
-    if sampling.prompt_logprobs is None:
-        return sampling
-    return msgspec.structs.replace(sampling, prompt_logprobs=None)

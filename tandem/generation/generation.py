@@ -1,82 +1,124 @@
-"""A prompt's way through the engine and back as text."""
+"""Generation over a client: the choices of one request from admission to their last event."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
 
 from tandem.config import ResolvedModel
 from tandem.engine import EngineRequest
+from tandem.errors import NO_TOKEN_LEFT, RequestError, RequestFailedError
 from tandem.generation.admission import Admission
-from tandem.generation.outputs import ChoiceDecoder, ChoiceDelta
-from tandem.process.client import EngineClient
-from tandem.sampling_params import SamplingParams
+from tandem.generation.decoding import Choices
+from tandem.generation.events import AnyEvent, ChoiceEnded
+from tandem.process.client import EngineClient, OutputStream
 from tandem.text.tokenizer import Tokenizer
+
+Observer = Callable[[Sequence[AnyEvent]], None]
 
 
 class Generation:
-    """One prompt's ``n`` choices while they are being generated.
+    """All choices of one request while they are generated.
 
-    Iterate once: each item holds the deltas that came since the last one, for any of the choices. Whoever stops early
-    must call ``abort`` (again is fine), which frees what the engine holds for it.
+    It is a task of its own and goes on whoever reads, and as fast as the engine does: its life is its owner's, not a
+    connection's. Events that nobody has read yet wait together. Whoever stops early must call ``abort``.
+
+    Attributes:
+        choices: their counts so far.
     """
 
-    def __init__(
-        self, client: EngineClient, tokenizer: Tokenizer, requests: list[EngineRequest], sampling: SamplingParams
-    ) -> None:
-        self.num_prompt_tokens = len(requests[0].prompt_token_ids)
-        self.arrival_time: float = requests[0].arrival_time
-        self._decoders = {
-            request.request_id: ChoiceDecoder(tokenizer, sampling, request.choice_index) for request in requests
-        }
-        self._stream = client.submit(requests)
+    def __init__(self, stream: OutputStream, choices: Choices, observe: Observer) -> None:
+        self.choices = choices
+        self._stream = stream
+        self._observe = observe
+        self._events: list[AnyEvent] = []
+        self._error: Exception | None = None
+        self._news = asyncio.Event()
+        self._task = asyncio.create_task(self._run())
 
-    async def __aiter__(self) -> AsyncIterator[list[ChoiceDelta]]:
-        """Deltas as they come, until every choice has its ``finish_reason``.
+    async def next(self) -> list[AnyEvent]:
+        """What came since the last call; nothing if the reader was woken. Call only while not ``finished``.
 
         Raises:
-            EngineDeadError, EngineStalledError: the engine was lost on the way.
+            EngineError: the engine was lost, or a choice failed in it.
+            RequestError: what a choice asked for has turned out to be impossible.
         """
-        try:
-            while not self._stream.finished:
-                deltas = []
-                for output in await self._stream.next():
-                    decoder = self._decoders.get(output.request_id)
-                    if decoder is None:  # ended by a stop string while this output was on its way
-                        continue
-                    delta = decoder.decode(output)
-                    if delta.finish_reason is not None:
-                        del self._decoders[output.request_id]
-                        self._stream.abort([output.request_id])
-                    deltas.append(delta)
-                if deltas:
-                    yield deltas
-        finally:
-            self.abort()
+        await self._news.wait()
+        events, self._events = self._events, []
+        if not events and self._error is not None:
+            raise self._error
+        if not self._task.done():
+            self._news.clear()
+        return events
+
+    @property
+    def finished(self) -> bool:
+        """Whether every choice has ended and every event has been read; False while ``next`` has an error."""
+        return self._task.done() and not self._events and self._error is None
+
+    async def __aiter__(self) -> AsyncIterator[list[AnyEvent]]:
+        """All events; raises as ``next``."""
+        while not self.finished:
+            if events := await self.next():
+                yield events
+
+    def wake(self) -> None:
+        """Let ``next`` return, events or not."""
+        self._news.set()
 
     def abort(self) -> None:
-        """Stop the choices that have not ended."""
+        """Stop the choices that have not ended, and forget what is unread; any number of times."""
+        self._task.cancel()
         self._stream.abort()
+        self._events.clear()
+
+    def add_done_callback(self, callback: Callable[[Exception | None], None]) -> None:
+        """Have ``callback`` called once it has ended, with the error that ended it, if any did."""
+        self._task.add_done_callback(lambda _: callback(self._error))
+
+    async def _run(self) -> None:
+        try:
+            while not self._stream.finished:
+                events, stopped = self.choices.take(await self._stream.next())
+                if stopped:
+                    self._stream.abort(stopped)
+                self._observe(events)
+                self._put(events)
+        except Exception as error:  # the reader's to handle
+            self._error = error
+        finally:
+            self._stream.abort()
+            self._news.set()
+
+    def _put(self, events: Sequence[AnyEvent]) -> None:
+        """Have events read. One choice that fails takes its request along, after what came before."""
+        for event in events:
+            if isinstance(event, ChoiceEnded) and event.finish_reason == "error":
+                message = event.error or "the engine could not finish this request"
+                if message == NO_TOKEN_LEFT:
+                    raise RequestError(message, "allowed_token_ids")
+                raise RequestFailedError(message)
+            self._events.append(event)
+        if events:
+            self._news.set()
 
 
 class Generator:
-    """What routes generate with: admission, engine and decoding of one model.
-
-    Usable once the engine is ready.
-    """
+    """What routes generate with: admission, engine and decoding of one model. Usable once the engine is ready."""
 
     def __init__(self, client: EngineClient, tokenizer: Tokenizer, model: ResolvedModel) -> None:
         self._client = client
         self._tokenizer = tokenizer
-        self._admission = Admission(model, client.info, tokenizer)
+        self.admission = Admission(model, client.info, tokenizer, client.salt)
 
-    def generate(
-        self, prompt_token_ids: list[int], sampling: SamplingParams, *, priority: int = 0, cache_salt: str = ""
-    ) -> Generation:
-        """Check a prompt and hand it to the engine.
+    def start(self, requests: Sequence[EngineRequest], observe: Observer = lambda events: None) -> Generation:
+        """Hand admitted requests, all choices of all prompts of one client's request, to the engine.
+
+        Args:
+            observe: is shown all events as they come, read or not.
 
         Raises:
-            RequestError: it is refused; nothing has reached the engine.
-            EngineError: the engine cannot take it now.
+            EngineError: the engine cannot take them now; nothing has reached it.
         """
-        requests = self._admission.admit(prompt_token_ids, sampling, priority=priority, cache_salt=cache_salt)
-        return Generation(self._client, self._tokenizer, requests, sampling)
+        stream = self._client.submit(list(requests))
+        return Generation(stream, Choices(self._tokenizer, requests), observe)

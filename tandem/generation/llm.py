@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+import operator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 from tqdm import tqdm
 
 from tandem.config import ModelOptions, resolve
+from tandem.engine import EngineRequest
 from tandem.errors import ConfigError, RequestError
-from tandem.generation.admission import Admission
-from tandem.generation.outputs import ChoiceDecoder, ChoiceDelta, CompletionOutput, RequestOutput, as_dict, merge
+from tandem.generation.admission import Admission, Terms
+from tandem.generation.decoding import Choices
+from tandem.generation.events import AnyEvent, ChoiceEnded, PromptScored
+from tandem.generation.outputs import CompletionOutput, RequestOutput, as_dict
 from tandem.registry import create_engine
 from tandem.sampling_params import SamplingParams
 from tandem.text.chat_template import ChatTemplate, Message, load_chat_template
+from tandem.text.conversation import ConversationEncoder
 from tandem.text.tokenizer import Tokenizer
 
 Prompt = str | Sequence[int] | Mapping[str, Any]
@@ -28,6 +33,7 @@ class LLM:
     Args:
         model: a directory, a hub id, or nothing for the bundled demonstration model.
         chat_template: a file or a template's text, instead of the model's own.
+        allow_special_tokens_in_content: special tokens in messages are tokens; else they are the text they are.
         options: further fields of :class:`tandem.config.ModelOptions`, such as ``backend``, ``dtype``,
             ``max_model_len``, ``seed``.
 
@@ -36,14 +42,22 @@ class LLM:
         CheckpointError: the model cannot be loaded.
     """
 
-    def __init__(self, model: str = "", *, chat_template: str | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        model: str = "",
+        *,
+        chat_template: str | None = None,
+        allow_special_tokens_in_content: bool = False,
+        **options: Any,
+    ) -> None:
         unknown = sorted(set(options) - set(ModelOptions.__struct_fields__))
         if unknown:
             raise ConfigError(unknown[0], "there is no such option")
         resolved = resolve(ModelOptions(model=model, **options))
         self._tokenizer = Tokenizer.from_directory(resolved.tokenizer_path)
-        self._template = load_chat_template(
-            chat_template, self._tokenizer.chat_template, self._tokenizer.special_tokens
+        template = load_chat_template(chat_template, self._tokenizer.chat_template, self._tokenizer.special_tokens)
+        self._encoder = ConversationEncoder(
+            self._tokenizer, template, allow_special_tokens=allow_special_tokens_in_content
         )
         self._default_sampling = resolved.default_sampling
         self._engine = create_engine(resolved.engine)
@@ -63,15 +77,10 @@ class LLM:
             sampling_params: for all prompts or one for each; by default the model's recommended values.
 
         Raises:
-            RequestError: one of the prompts is refused; none has been run then.
+            RequestError: an argument is of a wrong type, or one of the prompts is refused; none has been run then.
         """
-        listed = _as_list(prompts)
-        sampling = self._sampling_for(sampling_params, len(listed))
-        jobs = [
-            self._job(i, *self._tokenize(prompt), params)
-            for i, (prompt, params) in enumerate(zip(listed, sampling, strict=True))
-        ]
-        return self._run(jobs, use_tqdm)
+        read = [self._read(prompt) for prompt in _as_list(prompts)]
+        return self._run(self._jobs(read, self._sampling_for(sampling_params, len(read))), use_tqdm)
 
     def chat(
         self,
@@ -96,28 +105,22 @@ class LLM:
         Raises:
             RequestError: a conversation is refused, or the model has no chat template.
         """
-        template = self._template
-        if chat_template is not None:
-            template = ChatTemplate(chat_template, self._tokenizer.special_tokens)
-        if template is None:
-            raise RequestError("the model has no chat template; give one as chat_template", "messages")
-        conversations = [messages] if messages and isinstance(messages[0], Mapping) else messages
-        prompts = [
-            template.render(
-                conversation,  # type: ignore[arg-type]
+        template = None if chat_template is None else ChatTemplate(chat_template, self._tokenizer.special_tokens)
+        encoded = [
+            self._encoder.encode(
+                conversation,
+                template=template,
                 tools=tools,
                 add_generation_prompt=add_generation_prompt,
                 continue_final_message=continue_final_message,
                 variables=chat_template_kwargs,
+                measure=self._admission.measure,
             )
-            for conversation in conversations
+            for conversation in _as_conversations(messages)
         ]
-        sampling = self._sampling_for(sampling_params, len(prompts), max_tokens=None)
-        jobs = [
-            self._job(i, prompt, self._tokenizer.encode(prompt, add_special_tokens=False), params)
-            for i, (prompt, params) in enumerate(zip(prompts, sampling, strict=True))
-        ]
-        return self._run(jobs, use_tqdm)
+        read = [(self._tokenizer.decode(token_ids), token_ids) for token_ids in encoded]
+        sampling = self._sampling_for(sampling_params, len(read), max_tokens=None)
+        return self._run(self._jobs(read, sampling), use_tqdm)
 
     def get_tokenizer(self) -> Tokenizer:
         """The model's tokenizer."""
@@ -136,75 +139,118 @@ class LLM:
     ) -> list[SamplingParams]:
         if given is None:
             given = msgspec.structs.replace(self.get_default_sampling_params(), **defaults)
-        listed = [given] * count if isinstance(given, SamplingParams) else list(given)
+        listed = [given] * count if isinstance(given, SamplingParams) else _as_sequence(given, "sampling_params")
+        if not all(isinstance(item, SamplingParams) for item in listed):
+            raise RequestError("sampling_params must be SamplingParams, one or a list of them", "sampling_params")
         if len(listed) != count:
             raise RequestError(f"{len(listed)} sampling_params for {count} prompts", "sampling_params")
         return listed
 
-    def _tokenize(self, prompt: Prompt) -> tuple[str | None, list[int]]:
+    def _read(self, prompt: Prompt) -> tuple[str | None, list[int]]:
+        """The text of a prompt, if it is known, and its token ids."""
         if isinstance(prompt, Mapping):
-            if "prompt_token_ids" in prompt:
-                return prompt.get("prompt"), list(prompt["prompt_token_ids"])
-            prompt = str(prompt["prompt"])
+            text, token_ids = prompt.get("prompt"), prompt.get("prompt_token_ids")
+            if token_ids is not None:
+                return text, _as_token_ids(token_ids)
+            if not isinstance(text, str):
+                raise RequestError("a prompt's mapping must hold prompt, a text, or prompt_token_ids", "prompts")
+            prompt = text
         if isinstance(prompt, str):
-            return prompt, self._tokenizer.encode(prompt)
-        return None, list(prompt)
+            return prompt, self._admission.encode(prompt)
+        return None, _as_token_ids(prompt)
 
-    def _job(self, i: int, prompt: str | None, token_ids: list[int], sampling: SamplingParams) -> _Job:
-        requests = self._admission.admit(token_ids, sampling)
-        outputs = [CompletionOutput(index) for index in range(sampling.n)]
-        result = RequestOutput(str(i), prompt, token_ids, outputs)
-        decoders = {
-            request.request_id: ChoiceDecoder(self._tokenizer, sampling, request.choice_index) for request in requests
-        }
-        return _Job(result, decoders, requests)
+    def _jobs(self, read: Sequence[tuple[str | None, list[int]]], sampling: list[SamplingParams]) -> list[_Job]:
+        """Nothing has reached the engine yet. Prompts with the same parameters share what these cost."""
+        terms: dict[int, Terms] = {id(params): self._admission.terms(params) for params in sampling}
+        jobs = []
+        for i, ((text, token_ids), params) in enumerate(zip(read, sampling, strict=True)):
+            requests = self._admission.admit(token_ids, terms[id(params)])
+            result = RequestOutput(str(i), text, token_ids, [CompletionOutput(index) for index in range(params.n)])
+            jobs.append(_Job(requests, Choices(self._tokenizer, requests), result))
+        return jobs
 
     def _run(self, jobs: list[_Job], use_tqdm: bool) -> list[RequestOutput]:
-        owners = {request_id: job for job in jobs for request_id in job.decoders}
+        owners = {request.request_id: job for job in jobs for request in job.requests}
         for job in jobs:
             for request in job.requests:
                 self._engine.add(request)
         try:
             with tqdm(total=len(owners), desc="Generating", unit="answer", disable=not use_tqdm) as bar:
-                for job, delta in self._deltas(owners):
-                    job.take(delta)
-                    bar.update(delta.finish_reason is not None)
+                for num_ended in self._steps(owners):
+                    bar.update(num_ended)
         finally:
             for request_id in owners:  # after an interrupt; finished ones are unknown to the engine
                 self._engine.abort(request_id)
         return [job.result for job in jobs]
 
-    def _deltas(self, owners: dict[str, _Job]) -> Iterator[tuple[_Job, ChoiceDelta]]:
+    def _steps(self, owners: Mapping[str, _Job]) -> Iterator[int]:
+        """Step until all is done; yields how many choices have ended."""
         while self._engine.has_unfinished:
             for output in self._engine.step():
                 job = owners[output.request_id]
-                delta = job.decoders[output.request_id].decode(output)
-                if delta.finish_reason is not None:
-                    self._engine.abort(output.request_id)
-                yield job, delta
+                events, stopped = job.choices.take([output])
+                for request_id in stopped:
+                    self._engine.abort(request_id)
+                yield sum(job.take(event) for event in events)
 
 
 @dataclass(slots=True)
 class _Job:
     """A prompt on its way through the engine."""
 
+    requests: list[EngineRequest]
+    choices: Choices
     result: RequestOutput
-    decoders: dict[str, ChoiceDecoder]
-    requests: list[Any] = field(default_factory=list)
 
-    def take(self, delta: ChoiceDelta) -> None:
+    def take(self, event: AnyEvent) -> bool:
+        """Whether a choice has ended."""
         result = self.result
-        merge(delta, result.outputs[delta.index])
-        if delta.prompt_logprobs is not None:
-            result.prompt_logprobs = [as_dict(entry) if entry else None for entry in delta.prompt_logprobs]
-        result.num_cached_tokens = max(result.num_cached_tokens, delta.num_cached_tokens)
+        if isinstance(event, PromptScored):
+            result.prompt_logprobs = [None, *map(as_dict, event.logprobs)]
+            return False
+        result.outputs[event.choice].add(event)
+        result.num_cached_tokens = self.choices.num_cached_tokens
+        if not isinstance(event, ChoiceEnded):
+            return False
         result.finished = all(output.finish_reason is not None for output in result.outputs)
+        return True
 
 
-def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+def _as_list(prompts: Any) -> list[Prompt]:
     """One prompt or several: a text, a mapping and a list of numbers are one."""
     if isinstance(prompts, (str, Mapping)):
         return [prompts]
-    if prompts and isinstance(prompts[0], int):
-        return [prompts]  # type: ignore[list-item]
-    return list(prompts)  # type: ignore[arg-type]
+    listed = _as_sequence(prompts, "prompts")
+    return [listed] if listed and _is_integer(listed[0]) else listed
+
+
+def _as_conversations(messages: Any) -> list[Conversation]:
+    listed = _as_sequence(messages, "messages")
+    if listed and isinstance(listed[0], Mapping):
+        listed = [listed]
+    for conversation in listed:
+        is_list = isinstance(conversation, Iterable) and not isinstance(conversation, (str, Mapping))
+        if not is_list or not all(isinstance(message, Mapping) for message in conversation):
+            raise RequestError("a conversation must be a list of messages, each a mapping", "messages")
+    return listed
+
+
+def _as_token_ids(prompt: Any) -> list[int]:
+    """Whatever counts as a list of integers, such as an array of NumPy."""
+    if not isinstance(prompt, Iterable) or not all(map(_is_integer, prompt)):
+        message = f"a prompt must be a text, a list of token ids or a mapping, not {type(prompt).__name__}"
+        raise RequestError(message, "prompts")
+    return [operator.index(token_id) for token_id in prompt]
+
+
+def _is_integer(value: Any) -> bool:
+    try:
+        return not isinstance(value, bool) and operator.index(value) is not None
+    except TypeError:
+        return False
+
+
+def _as_sequence(given: Any, param: str) -> list[Any]:
+    if isinstance(given, (str, bytes, Mapping)) or not isinstance(given, Iterable):
+        raise RequestError(f"{param} must not be of type {type(given).__name__}", param)
+    return list(given)

@@ -183,6 +183,11 @@ class EngineClient:
         return self._stats
 
     @property
+    def salt(self) -> str:
+        """Differs between the clients of one engine; empty for the one whose supervisor it is."""
+        return "" if self._supervisor is not None else self.identity
+
+    @property
     def num_unfinished(self) -> int:
         """Requests of this client that the engine still works on."""
         return len(self._streams)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tandem import LLM, SamplingParams
@@ -89,3 +90,46 @@ def test_what_cannot_be_loaded_is_named(tmp_path: Any) -> None:
     write_model(tmp_path, chat_template=None)
     with pytest.raises(RequestError, match="no chat template"):
         LLM(str(tmp_path)).chat([{"role": "user", "content": "hi"}])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "param"),
+    [
+        ((None,), "prompts"),
+        ((3,), "prompts"),
+        ((b"text",), "prompts"),
+        (([1.5],), "prompts"),
+        (([[1.5]],), "prompts"),
+        (([True, 2],), "prompts"),
+        (([None],), "prompts"),
+        (({"text": "a"},), "prompts"),
+        (({"prompt": 5},), "prompts"),
+        (({"prompt_token_ids": "abc"},), "prompts"),
+        (("a", {"temperature": 0}), "sampling_params"),
+        (("a", ["greedy"]), "sampling_params"),
+        (("a", 5), "sampling_params"),
+    ],
+)
+def test_arguments_of_wrong_types_are_named_in_one_line(llm: LLM, arguments: Any, param: str) -> None:
+    with pytest.raises(RequestError) as refusal:
+        llm.generate(*arguments, use_tqdm=False)
+    assert refusal.value.param == param and "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("messages", [None, "hi", 5, ["hi"], [[["user", "hi"]]], {"role": "user", "content": "hi"}])
+def test_conversations_of_wrong_types_are_named(llm: LLM, messages: Any) -> None:
+    with pytest.raises(RequestError) as refusal:
+        llm.chat(messages, use_tqdm=False)
+    assert refusal.value.param == "messages"
+    with pytest.raises(RequestError, match="chat_template"):
+        llm.chat([{"role": "user", "content": "hi"}], use_tqdm=False, chat_template="{% broken")
+
+
+def test_arrays_are_lists_of_token_ids(llm: LLM) -> None:
+    ids = llm.get_tokenizer().encode("the quick")
+    answers = [
+        llm.generate(form, GREEDY, use_tqdm=False) for form in (np.array(ids), [np.array(ids)], tuple(ids), ids)
+    ]
+    assert len({tuple(answer[0].outputs[0].token_ids) for answer in answers}) == 1
+    assert all(type(i) is int for i in answers[0][0].prompt_token_ids)
+    assert llm.generate([], GREEDY, use_tqdm=False) == [] == llm.chat([], use_tqdm=False)

@@ -15,8 +15,8 @@ import pytest
 from tandem import SamplingParams
 from tandem.config import ModelOptions, ResolvedModel, resolve
 from tandem.errors import EngineDeadError, EngineError, EngineLoadingError
-from tandem.generation.generation import Generator
-from tandem.generation.outputs import ChoiceDelta
+from tandem.generation.events import AnyEvent, ChoiceEnded, PromptScored, TextDelta, TokensSampled
+from tandem.generation.generation import Generation, Generator
 from tandem.process.client import EngineClient
 from tandem.process.messages import Abort, Add, ToEngine, encode
 from tandem.text.tokenizer import Tokenizer
@@ -36,28 +36,42 @@ def generator(client: EngineClient, model: ResolvedModel) -> Generator:
     return Generator(client, Tokenizer.from_directory(model.tokenizer_path), model)
 
 
+def start(ready: Generator, sampling: SamplingParams, prompt: list[int] = PROMPT) -> Generation:
+    return ready.start(ready.admission.admit(prompt, ready.admission.terms(sampling)))
+
+
 async def collect(
     client: EngineClient, model: ResolvedModel, sampling: SamplingParams, prompt: list[int] = PROMPT
-) -> list[ChoiceDelta]:
-    return [delta async for deltas in generator(client, model).generate(prompt, sampling) for delta in deltas]
+) -> list[AnyEvent]:
+    return [event async for events in start(generator(client, model), sampling, prompt) for event in events]
+
+
+def token_ids(events: list[AnyEvent], choice: int = 0) -> list[int]:
+    return [i for e in events if isinstance(e, TokensSampled) and e.choice == choice for i in e.token_ids]
+
+
+def text(events: list[AnyEvent], choice: int = 0) -> str:
+    return "".join(e.text for e in events if isinstance(e, TextDelta) and e.choice == choice)
 
 
 def test_a_thread_and_a_process_serve_the_same(model: ResolvedModel) -> None:
     sampling = SamplingParams(max_tokens=20, seed=3, n=2, logprobs=2, prompt_logprobs=1)
 
-    async def answers(in_process: bool) -> list[list[ChoiceDelta]]:
+    async def answer(in_process: bool) -> list[AnyEvent]:
         async with running(model.engine, in_process=in_process) as (_, client):
-            deltas = await collect(client, model, sampling)
-            return [[d for d in deltas if d.index == index] for index in (0, 1)]
+            return await collect(client, model, sampling)
 
-    by_thread, by_process = asyncio.run(answers(True)), asyncio.run(answers(False))
-    for thread, process in zip(by_thread, by_process, strict=True):
-        assert [(d.text, d.token_ids, d.logprobs) for d in thread] == [
-            (d.text, d.token_ids, d.logprobs) for d in process
-        ]
-        assert thread[-1].finish_reason == process[-1].finish_reason is not None
-    assert by_thread[0][0].prompt_logprobs is not None
-    assert by_thread[1][0].prompt_logprobs is None, "the choices share one prompt"
+    by_thread, by_process = asyncio.run(answer(True)), asyncio.run(answer(False))
+    for choice in (0, 1):
+        assert text(by_thread, choice) == text(by_process, choice)
+        assert token_ids(by_thread, choice) == token_ids(by_process, choice)
+    logprobs = [
+        sorted((e.choice, x.token_id, x.logprob) for e in events if isinstance(e, TokensSampled) for x in e.logprobs)
+        for events in (by_thread, by_process)
+    ]
+    assert logprobs[0] == logprobs[1]
+    assert sum(isinstance(event, ChoiceEnded) for event in by_thread) == 2
+    assert sum(isinstance(event, PromptScored) for event in by_thread) == 1, "the choices share one prompt"
 
 
 def test_requests_run_side_by_side_and_each_as_if_alone(model: ResolvedModel) -> None:
@@ -68,7 +82,7 @@ def test_requests_run_side_by_side_and_each_as_if_alone(model: ResolvedModel) ->
             alone = [await collect(client, model, sampling, prompt) for prompt in prompts]
             together = await asyncio.gather(*(collect(client, model, sampling, prompt) for prompt in prompts))
             for one, other in zip(alone, together, strict=True):
-                assert [t for d in one for t in d.token_ids] == [t for d in other for t in d.token_ids]
+                assert token_ids(one) == token_ids(other)
             assert client.num_unfinished == 0
 
     asyncio.run(scenario())
@@ -78,17 +92,17 @@ def test_an_abort_at_any_time_frees_the_request_and_may_be_repeated(model: Resol
     async def scenario() -> None:
         async with running(model.engine) as (supervisor, client):
             for steps in (0, 1, 5):
-                generation = generator(client, model).generate(PROMPT, LONG)
+                generation = start(generator(client, model), LONG)
                 iterator = aiter(generation)
                 for _ in range(steps):
                     await anext(iterator)
                 generation.abort()
                 generation.abort()
                 await eventually(lambda: client.stats.num_running + client.stats.num_waiting == 0)
-            generation = generator(client, model).generate(PROMPT, SamplingParams(max_tokens=2))
-            assert [d async for deltas in generation for d in deltas][-1].finish_reason
+            generation = start(generator(client, model), SamplingParams(max_tokens=2))
+            assert isinstance([event async for events in generation for event in events][-1], ChoiceEnded)
             generation.abort()  # after the end
-            assert len(await collect(client, model, SamplingParams(max_tokens=3, ignore_eos=True))) == 3
+            assert len(token_ids(await collect(client, model, SamplingParams(max_tokens=3, ignore_eos=True)))) == 3
 
     asyncio.run(scenario())
 
@@ -96,11 +110,12 @@ def test_an_abort_at_any_time_frees_the_request_and_may_be_repeated(model: Resol
 def test_a_stop_string_ends_the_work(model: ResolvedModel) -> None:
     async def scenario() -> None:
         async with running(model.engine) as (supervisor, client):
-            text = "".join(d.text for d in await collect(client, model, LONG))
-            stop = text[10:14]
-            deltas = await collect(client, model, SamplingParams(**(_fields(LONG) | {"stop": [stop]})))
-            assert (deltas[-1].finish_reason, deltas[-1].stop_reason) == ("stop", stop)
-            assert "".join(d.text for d in deltas) == text[: text.index(stop)]
+            whole = text(await collect(client, model, LONG))
+            stop = whole[10:14]
+            events = await collect(client, model, SamplingParams(**(_fields(LONG) | {"stop": [stop]})))
+            end = events[-1]
+            assert isinstance(end, ChoiceEnded) and (end.finish_reason, end.stop_reason) == ("stop", stop)
+            assert text(events) == whole[: whole.index(stop)]
             await eventually(lambda: client.stats.num_running == 0)
 
     asyncio.run(scenario())
@@ -200,13 +215,13 @@ def test_what_is_submitted_in_one_turn_travels_together_and_before_its_abort(
     async def scenario() -> None:
         async with running(model.engine) as (_, client):
             monkeypatch.setattr("tandem.process.client.encode", record)
-            generations = [generator(client, model).generate(PROMPT, LONG) for _ in range(3)]
+            generations = [start(generator(client, model), LONG) for _ in range(3)]
             assert not sent
             await asyncio.sleep(0)
             [added] = sent
             assert isinstance(added, Add) and sum(map(len, added.request_ids)) == 3
 
-            last = generator(client, model).generate(PROMPT, LONG)
+            last = start(generator(client, model), LONG)
             last.abort()
             assert [type(message) for message in sent[1:]] == [Add, Abort]
             assert sent[1].request_ids == [sent[2].request_ids]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import httpx
 import pytest
 
 from server.app import create_app
 from server.config import ServerConfig
-from server.middleware import OPEN_PATHS
+from server.middleware.gate import OPEN_PATHS
 from server.state import ServerState
+from tandem.errors import ConfigError
 from tests.server.process import ServerProcess, raw
 
 OPEN = {"/health", "/ping", "/version", "/metrics"}
@@ -91,3 +94,21 @@ def test_preflight_needs_no_key(guarded: ServerProcess) -> None:
 def test_keys_are_not_logged(guarded: ServerProcess) -> None:
     httpx.get(guarded.url + "/v1/models", headers={"authorization": "Bearer first-key"})
     assert "first-key" not in guarded.log and "second-key" not in guarded.log
+
+
+@pytest.mark.parametrize("key", ["key\n", " key", "key\r\n", "\tkey "])
+def test_white_space_around_a_key_is_no_part_of_it(key: str) -> None:
+    """Files with secrets end in a newline, which no header can carry."""
+    app = create_app(ServerState(ServerConfig(api_keys=(key,))))
+
+    async def ask(given: str) -> int:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
+            return (await client.get("/v1/models", headers={"authorization": f"Bearer {given}"})).status_code
+
+    assert asyncio.run(ask("key")) == 200 and asyncio.run(ask("kez")) == 401
+
+
+@pytest.mark.parametrize("key", ["", " \n", "a\nb", "a\x00b", "a\x7f"])
+def test_keys_that_cannot_be_sent_are_refused(key: str) -> None:
+    with pytest.raises(ConfigError, match="--api-key"):
+        ServerConfig(api_keys=("fine", key))

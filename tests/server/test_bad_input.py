@@ -34,12 +34,16 @@ PARSERS = {
 }
 GENERATING = ("/v1/chat/completions", "/v1/completions")
 BIG = 10**30
+NESTED = '{"a": ' * 5000 + "1" + "}" * 5000
 LONG = "x" * 100_000
 # values of which each is wrong for that field, wherever it occurs
 WRONG: dict[str, list[Any]] = {
     "model": [1, [], {}, LONG],
     "stream": ["yes", 1, []],
-    "stream_options": [1, "usage", {"include_usage": "yes"}, {"continuous_usage_stats": 1}],
+    "stream_options": [
+        1, "usage", {"include_usage": "yes"}, {"continuous_usage_stats": 1}, {"include_obfuscation": True},
+        {"made_up": None},
+    ],
     "temperature": ["warm", -0.1, 2.1, BIG, [], True, {}],
     "top_p": ["x", -0.1, 1.1, BIG],
     "top_k": ["x", -2, 1.5, BIG, True],
@@ -67,13 +71,12 @@ WRONG: dict[str, list[Any]] = {
     "add_special_tokens": ["yes", 1],
     "truncate_prompt_tokens": [-2, "x", BIG],
     "echo": ["yes", 1],
-    "priority": ["x", 1.5, BIG],
+    "priority": ["x", 1.5, BIG, 1, -1],
     "request_id": [1, "", "a b", "a\r\nb", "é", "x" * 129],
     "cache_salt": [1, "", LONG],
     "user": [1, LONG],
     "metadata": ["x", {"k": 1}, {"k": LONG}, {LONG: "v"}, {str(i): "v" for i in range(17)}],
-    "store": ["yes"],
-    "service_tier": [1, LONG],
+    "service_tier": [1, LONG, "flex", "priority"],
     "safety_identifier": [1, LONG],
     "prompt_cache_key": [1, LONG],
     "prompt_cache_retention": [1, LONG],
@@ -87,6 +90,12 @@ WRONG: dict[str, list[Any]] = {
         [{"role": "assistant", "tool_calls": [{"function": {"arguments": "{}"}}]}],
         [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{broken"}}]}],
         [{"role": "user", "content": "hi", "name": 1}], [{"role": "tool", "content": "x", "tool_call_id": 1}],
+        [{"role": "user", "content": "hi", "made_up": 1}], [{"role": "user", "content": "hi", "audio": {"id": "x"}}],
+        [{"role": "user", "content": [{"type": "text", "text": "hi", "made_up": 1}]}],
+        [{"role": "user", "content": "hi", "function_call": {"name": "f", "arguments": "{}"}}],
+        [{"role": "assistant", "function_call": {"name": "f", "arguments": "{}", "made_up": 1}}],
+        [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{}"}, "made_up": 1}]}],
+        [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": NESTED}}]}],
     ],
     "top_logprobs": [-1, 21, "x", 1.5, True],
     "parallel_tool_calls": ["yes"],

@@ -115,7 +115,7 @@ def test_too_many_requests_are_turned_away(model_dir: Path) -> None:
         held = [connect(server, "/v1/completions", ENDLESS) for _ in range(2)]
         eventually(lambda: server.load()["num_requests_unfinished"] == 2)
         refused = server.post("/v1/completions", ENDLESS)
-        assert refused.status_code == 503 and refused.json()["error"]["code"] == "server_overloaded"
+        assert refused.status_code == 429 and refused.json()["error"]["code"] == "server_overloaded"
         assert int(refused.headers["retry-after"]) > 0
         assert server.health() == (200, "healthy")
         for connection in held:

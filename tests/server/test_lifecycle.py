@@ -377,7 +377,9 @@ def test_a_program_may_run_a_server(model_dir: Path) -> None:
     note.emit = records.append  # type: ignore[method-assign]
     root = logging.getLogger("tandem")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("server.logs.configure_logging", lambda config: (root.addHandler(note), root.setLevel("INFO")))
+        patch.setattr(
+            "server.operations.logs.configure_logging", lambda config: (root.addHandler(note), root.setLevel("INFO"))
+        )
         asyncio.run(program())
     root.removeHandler(note)
 

@@ -30,7 +30,7 @@ NULLABLE = {
 CHAT_KEYS = {"id", "object", "created", "model", "system_fingerprint", "choices", "usage"}
 VARIANTS: list[dict[str, Any]] = [
     {}, {"temperature": 0}, {"n": 2}, {"stop": "e"}, {"min_p": 0.1},
-    {"user": "me", "metadata": {"a": "b"}, "store": True, "service_tier": "auto"},
+    {"user": "me", "metadata": {"a": "b"}, "store": False, "service_tier": "auto"},
 ]  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import msgspec
 
 from server.config import ServerConfig
-from server.prompts import Prompt
+from server.intake.prompts import Prompt
 from server.state import ServerState
 from tandem.sampling_params import SamplingParams
 
@@ -35,9 +35,7 @@ def configure_logging(config: ServerConfig) -> None:
 
 
 def log_request(state: ServerState, request_id: str, prompts: Sequence[Prompt], sampling: SamplingParams) -> None:
-    """One line with the parameters and the cut prompts of a request, if the server is told to."""
-    if not state.config.enable_log_requests:
-        return
+    """A line for each prompt of a request, with the parameters and the beginning of its text."""
     cut = state.config.max_log_len
     for prompt in prompts:
         shown = state.model.tokenizer.decode(prompt.token_ids[:cut]) if state.model else ""

@@ -6,7 +6,7 @@ import codecs
 from collections.abc import Sequence
 from typing import Any
 
-from server.vocabulary import Vocabulary
+from server.dialects.vocabulary import Vocabulary
 from tandem.engine import FinishReason, TokenLogprobs
 from tandem.generation.outputs import as_dict
 from tandem.sampling_params import SamplingParams

@@ -7,14 +7,14 @@ A *request* in these metrics is one choice: what an engine sees. Prompt tokens a
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from tandem.engine import EngineInfo, EngineStats
-from tandem.generation.outputs import ChoiceDelta
+from tandem.engine import EngineInfo, EngineRequest, EngineStats
+from tandem.generation.events import AnyEvent, ChoiceEnded, TokensSampled
 
 ENGINE = "0"
 LABELS = ("model_name", "engine")
@@ -94,8 +94,45 @@ class Metrics:
         return metric.labels(**self._labels)
 
 
+class Meter:
+    """Measures a generation from its events."""
+
+    def __init__(self, metrics: Metrics, requests: Sequence[EngineRequest]) -> None:
+        self._metrics = metrics
+        self._requests = requests
+        self._timers = {
+            number: ChoiceTimer(metrics, request.arrival_time, len(request.prompt_token_ids))
+            for number, request in enumerate(requests)
+        }
+
+    def begin(self) -> None:
+        """The engine has taken it."""
+        metrics = self._metrics
+        for request in self._requests:
+            if request.choice_index == 0:
+                length = len(request.prompt_token_ids)
+                metrics.prompt_tokens.inc(length)
+                metrics.params_n.observe(request.sampling.n)
+                if request.sampling.max_tokens is not None:
+                    metrics.params_max_tokens.observe(request.sampling.max_tokens)
+
+    def observe(self, events: Sequence[AnyEvent]) -> None:
+        """Take what has just come."""
+        for event in events:
+            if isinstance(event, TokensSampled):
+                self._timers[event.choice].sampled(len(event.token_ids), event.scheduled_time)
+            elif isinstance(event, ChoiceEnded):
+                self._timers.pop(event.choice).end(event.finish_reason, event.scheduled_time)
+
+    def end(self, error: Exception | None) -> None:
+        """The generation has ended: the choices that have not had an end of their own end with it."""
+        timers, self._timers = self._timers, {}
+        for timer in timers.values():
+            timer.end("abort" if error is None else "error")
+
+
 class ChoiceTimer:
-    """Measures one choice from its deltas."""
+    """Measures one choice."""
 
     def __init__(self, metrics: Metrics, arrival: float, num_prompt_tokens: int) -> None:
         self._metrics = metrics
@@ -103,23 +140,25 @@ class ChoiceTimer:
         self._num_prompt_tokens = num_prompt_tokens
         self._num_tokens = 0
         self._scheduled = self._first = self._latest = 0.0
-        self.open = True
 
-    def observe(self, delta: ChoiceDelta) -> None:
-        """Take what a step brought."""
-        now, count = time.monotonic(), len(delta.token_ids)
-        self._scheduled = delta.scheduled_time or self._scheduled
-        if count:
-            self._observe_tokens(now, count)
-        if delta.finish_reason is not None:
-            self.end(delta.finish_reason)
-
-    def end(self, reason: str) -> None:
-        """The choice has ended, or nobody wants it any more; further calls do nothing."""
-        if not self.open:
-            return
-        self.open = False
+    def sampled(self, count: int, scheduled: float) -> None:
+        """So many tokens have come."""
         metrics, now = self._metrics, time.monotonic()
+        metrics.generation_tokens.inc(count)
+        self._scheduled = scheduled or self._scheduled
+        if self._num_tokens == 0:
+            self._first = now
+            metrics.first_token.observe(now - self._arrival)
+        else:
+            for _ in range(count):
+                metrics.between_tokens.observe((now - self._latest) / count)
+        self._latest = now
+        self._num_tokens += count
+
+    def end(self, reason: str, scheduled: float = 0.0) -> None:
+        """The choice has ended, or nobody wants it any more."""
+        metrics, now = self._metrics, time.monotonic()
+        self._scheduled = scheduled or self._scheduled
         metrics.ended(reason)
         metrics.request_prompt.observe(self._num_prompt_tokens)
         metrics.request_generation.observe(self._num_tokens)
@@ -132,18 +171,6 @@ class ChoiceTimer:
             metrics.decode.observe(now - self._first)
         if self._num_tokens > 1:
             metrics.per_token.observe((self._latest - self._first) / (self._num_tokens - 1))
-
-    def _observe_tokens(self, now: float, count: int) -> None:
-        metrics = self._metrics
-        metrics.generation_tokens.inc(count)
-        if self._num_tokens == 0:
-            self._first = now
-            metrics.first_token.observe(now - self._arrival)
-        else:
-            for _ in range(count):
-                metrics.between_tokens.observe((now - self._latest) / count)
-        self._latest = now
-        self._num_tokens += count
 
 
 class _EngineCollector(Collector):
@@ -168,6 +195,9 @@ class _EngineCollector(Collector):
             ("num_preemptions", stats.num_preemptions, "Requests set back for lack of cache"),
             ("prefix_cache_queries", stats.num_prefix_queries, "Tokens looked up in the prefix cache"),
             ("prefix_cache_hits", stats.num_prefix_hits, "Tokens found in the prefix cache"),
+            ("spec_decode_num_drafts", stats.num_drafts, "Times that draft tokens of a request were verified"),
+            ("spec_decode_num_draft_tokens", stats.num_draft_tokens, "Draft tokens verified"),
+            ("spec_decode_num_accepted_tokens", stats.num_accepted_tokens, "Draft tokens that were right"),
         ):
             counter = CounterMetricFamily(f"vllm:{name}", help, labels=LABELS)
             counter.add_metric(self._values, value)

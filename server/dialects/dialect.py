@@ -1,0 +1,138 @@
+"""What a dialect is, and what the dialects have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import msgspec
+
+from server.errors import ApiError
+from server.intake.job import Job
+from server.state import LoadedModel
+from tandem.engine import FinishReason, LogprobColumns
+from tandem.generation.decoding import Choices
+from tandem.generation.events import AnyEvent, ChoiceEnded, PromptScored, TextDelta, TokensSampled
+
+encode_json = msgspec.json.Encoder().encode
+
+
+class Dialect(Protocol):
+    """Writes the events of one request: in a stream as they come, or all of them as one answer."""
+
+    def begin(self) -> bytes:
+        """What comes before any event."""
+        ...
+
+    def size(self, events: Sequence[AnyEvent]) -> int:
+        """About how many bytes ``events`` will make of these that take long to write."""
+        ...
+
+    def events(self, events: Sequence[AnyEvent]) -> bytes:
+        """What a stream tells of some events; possibly nothing."""
+        ...
+
+    def end(self) -> bytes:
+        """What comes after all events."""
+        ...
+
+    def error(self, error: ApiError) -> bytes:
+        """What comes instead, where the request fails on the way."""
+        ...
+
+    def whole(self, answer: Answer) -> bytes:
+        """The same events as one answer."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What a dialect knows of its request besides events.
+
+    Attributes:
+        common: fields of every chunk and of the answer, such as ``id`` and ``model``.
+        counts: of tokens, so far.
+    """
+
+    model: LoadedModel
+    job: Job
+    common: dict[str, Any]
+    counts: Choices
+    response_role: str
+
+    @property
+    def usage(self) -> dict[str, Any]:
+        """OpenAI's ``usage`` so far."""
+        counts = self.counts
+        return {
+            "prompt_tokens": counts.num_prompt_tokens,
+            "completion_tokens": counts.num_output_tokens,
+            "total_tokens": counts.num_prompt_tokens + counts.num_output_tokens,
+            "prompt_tokens_details": {"cached_tokens": counts.num_cached_tokens},
+        }
+
+
+@dataclass(slots=True)
+class Choice:
+    """One finished choice. ``logprobs`` joined have an entry a token, if they were asked for."""
+
+    index: int
+    texts: list[str] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[LogprobColumns] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+    stop_reason: int | str | None = None
+
+    @property
+    def text(self) -> str:
+        """All of it."""
+        return "".join(self.texts)
+
+
+class Answer:
+    """All choices, put together from events.
+
+    Attributes:
+        prompt_logprobs: by prompt, if they were asked for.
+        size: about how many bytes it will be.
+    """
+
+    def __init__(self, num_choices: int) -> None:
+        self.choices = [Choice(index) for index in range(num_choices)]
+        self.prompt_logprobs: dict[int, LogprobColumns] = {}
+        self.size = 0
+
+    def add(self, events: Iterable[AnyEvent]) -> None:
+        """Take further events."""
+        for event in events:
+            self.size += written_size(event)
+            match event:
+                case TokensSampled(number, token_ids, logprobs):
+                    self.choices[number].token_ids += token_ids
+                    if logprobs is not None:
+                        self.choices[number].logprobs.append(logprobs)
+                case TextDelta(number, text):
+                    self.choices[number].texts.append(text)
+                case ChoiceEnded(number, finish_reason, stop_reason):
+                    self.choices[number].finish_reason = finish_reason
+                    self.choices[number].stop_reason = stop_reason
+                case PromptScored(prompt, logprobs):
+                    self.prompt_logprobs[prompt] = logprobs
+
+
+def written_size(event: AnyEvent) -> int:
+    """About how many bytes an event is on the wire, apart from what every chunk repeats."""
+    match event:
+        case TextDelta(_, text):
+            return len(text)
+        case TokensSampled(_, token_ids, logprobs):
+            return 8 * len(token_ids) + (0 if logprobs is None else logprobs_size(logprobs))
+        case PromptScored(_, logprobs):
+            return logprobs_size(logprobs)
+    return 0
+
+
+def logprobs_size(logprobs: LogprobColumns) -> int:
+    """The same of log-probabilities."""
+    return 64 * len(logprobs) * (logprobs.num_top + 1)

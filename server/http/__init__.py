@@ -1,0 +1,1 @@
+"""HTTP itself: limits of connections, and server-sent events."""

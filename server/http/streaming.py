@@ -1,0 +1,141 @@
+"""Server-sent events, and noticing that nobody listens any more."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping
+from typing import Any, TypeVar
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from server.dialects.dialect import Dialect
+from server.errors import ClientGoneError, api_error
+from server.intake.pool import WorkPool
+from tandem.errors import TandemError
+from tandem.generation.events import AnyEvent
+from tandem.generation.generation import Generation
+
+logger = logging.getLogger("tandem")
+T = TypeVar("T")
+
+SILENCE_SECONDS = 15.0  # proxies close connections on which nothing happens for longer
+SILENCE = b": waiting\n\n"
+MAX_EVENTS = 256  # written at once: a client that has read nothing for long must not hold up the others
+
+
+async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+    """Do ``work`` for a client; cancel it when the client disconnects. The request's body must have been read.
+
+    Raises:
+        ClientGoneError: the client has gone.
+    """
+    task = asyncio.create_task(work)
+    gone = asyncio.create_task(_disconnected(receive))
+    try:
+        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientGoneError
+        return task.result()
+    finally:
+        for unfinished in (task, gone):
+            unfinished.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+class EventStream(Response):
+    """Sends a generation's events as a dialect writes them; aborts it when the client disconnects."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, generation: Generation, dialect: Dialect, pool: WorkPool, headers: Mapping[str, str]) -> None:
+        self._generation = generation
+        self._dialect = dialect
+        self._pool = pool
+        self._first: list[AnyEvent] = []
+        self._sent_at = 0.0
+        super().__init__(headers={**headers, "cache-control": "no-cache", "x-accel-buffering": "no"})
+        del self.headers["content-length"]
+
+    async def wait(self) -> EventStream:
+        """Wait for the first events, though not for long, so that whatever fails before has its own HTTP status.
+
+        Raises:
+            EngineError, RequestError: as ``Generation.next``.
+        """
+        try:
+            with self._waking():
+                self._first = await self._generation.next()
+            return self
+        except BaseException:
+            self._generation.abort()
+            raise
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer; ends early, and quietly, when the client disconnects."""
+        try:
+            with contextlib.suppress(ClientGoneError):
+                await unless_gone(receive, self._run(send))
+        finally:
+            self._generation.abort()
+
+    async def _run(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        try:
+            with self._waking():
+                async for data in self._data():
+                    await send({"type": "http.response.body", "body": data, "more_body": True})
+        except Exception as error:
+            if not isinstance(error, TandemError):
+                logger.exception("a stream failed")
+            data = self._dialect.error(api_error(error))
+            await send({"type": "http.response.body", "body": data, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _data(self) -> AsyncIterator[bytes]:
+        generation, clock = self._generation, asyncio.get_running_loop().time
+        if data := self._dialect.begin():
+            yield data
+        events = self._first
+        while True:
+            for start in range(0, len(events), MAX_EVENTS):
+                if data := await self._write(events[start : start + MAX_EVENTS]):
+                    self._sent_at = clock()
+                    yield data
+            if not events:
+                self._sent_at = clock()
+                yield SILENCE
+            if generation.finished:
+                break
+            events = await generation.next()
+        yield self._dialect.end()
+
+    async def _write(self, events: list[AnyEvent]) -> bytes:
+        return await self._pool.run(self._dialect.size(events), self._dialect.events, events)
+
+    @contextlib.contextmanager
+    def _waking(self) -> Iterator[None]:
+        """Let ``Generation.next`` return whenever nothing has been sent for too long."""
+        self._sent_at = asyncio.get_running_loop().time()
+        self._wake_when_silent(SILENCE_SECONDS)
+        try:
+            yield
+        finally:
+            self._timer.cancel()
+
+    def _wake_when_silent(self, seconds: float) -> None:
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(seconds, self._check_silence, loop)
+
+    def _check_silence(self, loop: asyncio.AbstractEventLoop) -> None:
+        left = self._sent_at + SILENCE_SECONDS - loop.time()
+        if left <= 0:
+            self._generation.wake()
+        self._wake_when_silent(left if left > 0 else SILENCE_SECONDS)

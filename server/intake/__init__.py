@@ -1,0 +1,1 @@
+"""From an HTTP request to engine requests: capacity, body, sampling parameters, prompts."""

@@ -1,0 +1,128 @@
+"""The way that all generating routes go: capacity, body, prompts, engine, events, dialect."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from server.config import MAX_CHOICES
+from server.dialects.dialect import Answer, Context, Dialect
+from server.http.streaming import EventStream, unless_gone
+from server.intake.body import ignored_headers, read_body, served_model, state_of
+from server.intake.capacity import Reservation
+from server.intake.job import Job
+from server.intake.pool import SHORT_BYTES
+from server.operations.logs import log_request
+from server.operations.metrics import Meter
+from server.schemas.common import GenerationRequest
+from server.schemas.parse import BodyParser
+from server.state import LoadedModel, ServerState
+from tandem.errors import RequestError
+from tandem.generation.generation import Generation
+
+R = TypeVar("R", bound=GenerationRequest)
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A request whose body has just been read, with what it holds of the server's capacity."""
+
+    state: ServerState
+    model: LoadedModel
+    reservation: Reservation
+    time: float
+    path: str
+    body: bytearray
+
+
+@dataclass(frozen=True, slots=True)
+class Family(Generic[R]):
+    """What tells one generating API from another.
+
+    Attributes:
+        count: choices of a request, known before its prompts are read.
+        prepare: makes a job of a request; may take long, and is done in a thread.
+        runs_templates: ``prepare`` may take long whatever the body's size.
+        kinds: ``object`` of a whole answer and of a chunk.
+    """
+
+    parser: BodyParser[R]
+    count: Callable[[R], int]
+    prepare: Callable[[Arrival, R], Job]
+    dialect: Callable[[Context, R], Dialect]
+    id_prefix: str
+    kinds: tuple[str, str]
+    runs_templates: bool = False
+
+    async def respond(self, http: Request) -> Response:
+        """Answer a request; each step on the way may refuse it."""
+        arrival_time = time.monotonic()
+        state = state_of(http)
+        model = state.require_model()
+        reservation = state.capacity.reserve(choices=1)
+        try:
+            body = await read_body(http, reservation)
+            arrival = Arrival(state, model, reservation, arrival_time, http.url.path, body)
+            return await unless_gone(http.receive, self._answer(arrival))
+        except BaseException:
+            reservation.release()
+            raise
+
+    async def _answer(self, arrival: Arrival) -> Response:
+        state, size = arrival.state, len(arrival.body)
+        request, ignored = await state.pool.run(size, self.parser.parse, arrival.body)
+        headers = ignored_headers(arrival.path, ignored)
+        name = served_model(state, request.model)
+        if (count := self.count(request)) > MAX_CHOICES:
+            raise RequestError(f"prompts times n must be at most {MAX_CHOICES}", "n")
+        arrival.reservation.hold(choices=count)
+        effort = max(size, SHORT_BYTES) if self.runs_templates else size
+        job = await state.pool.run(effort, self.prepare, arrival, request)
+        answer_id = f"{self.id_prefix}-{request.request_id or uuid.uuid4().hex}"
+        if state.config.enable_log_requests:
+            await state.pool.run(effort, log_request, state, answer_id, job.prompts, job.sampling)
+        generation = self._start(arrival, job)
+        common = {
+            "id": answer_id,
+            "object": self.kinds[bool(request.stream)],
+            "created": int(time.time()),
+            "model": name,
+            "system_fingerprint": arrival.model.fingerprint,
+        }
+        context = Context(arrival.model, job, common, generation.choices, state.config.response_role)
+        dialect = self.dialect(context, request)
+        if request.stream:
+            return await EventStream(generation, dialect, state.pool, headers).wait()
+        return await _whole(state, generation, dialect, len(job.requests), headers)
+
+    def _start(self, arrival: Arrival, job: Job) -> Generation:
+        """Hand a job to the engine. From here on the generation holds the capacity."""
+        state, reservation = arrival.state, arrival.reservation
+        reservation.hold(tokens=sum(len(prompt.token_ids) for prompt in job.prompts), body_bytes=0)
+        arrival.body.clear()
+        meter = Meter(state.metrics, job.requests)
+        generation = arrival.model.generator.start(job.requests, meter.observe)
+        meter.begin()
+        generation.add_done_callback(meter.end)
+        generation.add_done_callback(lambda _: reservation.release())
+        state.track(generation)
+        return generation
+
+
+async def _whole(
+    state: ServerState, generation: Generation, dialect: Dialect, num_choices: int, headers: dict[str, str]
+) -> Response:
+    answer = Answer(num_choices)
+    try:
+        async for events in generation:
+            answer.add(events)
+    finally:
+        generation.abort()
+    body = await state.pool.run(answer.size, dialect.whole, answer)
+    return Response(body, headers=headers, media_type="application/json")
