@@ -30,7 +30,7 @@ from optimized.kernels.rope_cache import Places, rotate_and_store
 from optimized.layers.rotary import Table
 from optimized.runner.batch import Batch
 from optimized.runner.packing import Layout, buffer_for, views
-from tandem.models.model_config import ModelConfig
+from tandem.models.model_config import Mixer, ModelConfig
 
 WIDTH = 16  # block tables are a multiple of so many blocks wide: Triton compiles a variant for other strides
 HOST = torch.device("cpu")
@@ -68,8 +68,51 @@ class CacheStep:
         other.buffer.copy_(self.buffer, non_blocking=True)
 
 
+class KeyValues:
+    """What an attention layer remembers: keys and values of all tokens.
+
+    Attributes:
+        tensors: the keys and the values, each [num_blocks, H_kv, block_size, d].
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        layer: int,
+        num_blocks: int,
+        block_size: int,
+        dtype: torch.dtype,
+        table: Table,
+        library: Library,
+    ) -> None:
+        shape, device = (num_blocks, config.num_kv_heads, block_size, config.head_dim), table[0].device
+        self.tensors = _allocate(shape, dtype, device), _allocate(shape, dtype, device)
+        self._form = Form(config.attention_scale, config.windows[layer], config.attention_softcap)
+        self._table, self._library = table, library
+
+    @staticmethod
+    def bytes_per_token(config: ModelConfig, itemsize: int) -> int:
+        """That one layer takes."""
+        return 2 * config.num_kv_heads * config.head_dim * itemsize
+
+    def attend(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, places: Places, queries: Queries
+    ) -> torch.Tensor:
+        """Rotate queries and keys, write keys and values, attend: [T, H · d]."""
+        q = rotate_and_store(q, k, v, self._table, places, self.tensors, self._library)
+        return paged_attention(q, self.tensors, queries, self._form, self._library).flatten(1)
+
+
+LAYERS: dict[Mixer, type[KeyValues]] = {"attention": KeyValues}  # of the same kind as the layer's mixer
+
+
+def bytes_per_token(config: ModelConfig, itemsize: int) -> int:
+    """That all layers together take."""
+    return sum(LAYERS[kind].bytes_per_token(config, itemsize) for kind in config.mixers)
+
+
 class PagedCache:
-    """Keys and values of all layers.
+    """What all layers remember.
 
     Args:
         config: sizes.
@@ -81,8 +124,7 @@ class PagedCache:
         plans_launches: lay launches out for Triton.
 
     Attributes:
-        layers: for each layer the keys and the values, each [num_blocks, H_kv, block_size, d]. Nothing reads what no
-            sequence has written.
+        layers: by the kind of their mixers. Nothing reads what no sequence has written.
     """
 
     def __init__(
@@ -98,11 +140,11 @@ class PagedCache:
     ) -> None:
         self.block_size = block_size
         self.device = tables[0][0].device
-        self._config, self._max_model_len, self._tables = config, max_model_len, tables
-        self._library, self._plans_launches = library, plans_launches
-        shape = (num_blocks, config.num_kv_heads, block_size, config.head_dim)
-        self.layers = [(self._allocate(shape, dtype), self._allocate(shape, dtype)) for _ in range(config.num_layers)]
-        self._forms = [Form(config.attention_scale, w, config.attention_softcap) for w in config.windows]
+        self._config, self._max_model_len, self._plans_launches = config, max_model_len, plans_launches
+        self.layers = [
+            LAYERS[kind](config, layer, num_blocks, block_size, dtype, tables[layer], library)
+            for layer, kind in enumerate(config.mixers)
+        ]
         self._num_multiprocessors = _num_multiprocessors(self.device)
 
     @property
@@ -116,9 +158,7 @@ class PagedCache:
         queries = replace(step.queries)  # whose tensors a captured step may have written anew
 
         def attend_layer(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-            cache = self.layers[layer]
-            q = rotate_and_store(q, k, v, self._tables[layer], step.places, cache, self._library)
-            return paged_attention(q, cache, queries, self._forms[layer], self._library).flatten(1)
+            return self.layers[layer].attend(q, k, v, step.places, queries)
 
         return attend_layer
 
@@ -174,11 +214,6 @@ class PagedCache:
             filled.blocks.table.copy_(launch.blocks.table)
         return step
 
-    def _allocate(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        if self.device.type == "cpu":
-            return reserve(shape, dtype)
-        return torch.empty(shape, dtype=dtype, device=self.device)
-
     def _launches(self, batch: Batch, size: int | None) -> tuple[Launch, ...]:
         """A launch for decodes and one for longer chunks, with tables of their own on the host."""
         count, group = batch.num_decodes, self._config.num_heads // self._config.num_kv_heads
@@ -216,6 +251,10 @@ def _views(buffer: torch.Tensor, layout: Layout, launches: tuple[Launch, ...]) -
         for launch, table in zip(launches, tables, strict=True)
     )
     return _step(arrays, own, buffer, layout)
+
+
+def _allocate(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    return reserve(shape, dtype) if device.type == "cpu" else torch.empty(shape, dtype=dtype, device=device)
 
 
 def _num_multiprocessors(device: torch.device) -> int:

@@ -29,6 +29,11 @@ class Linear:
         return F.linear(x, self._weight, self._bias)
 
 
+def linear(weights: dict[str, torch.Tensor], name: str, library: Library) -> Linear:
+    """The product with a tensor of the checkpoint, taken out of ``weights`` with its bias, if it has one."""
+    return Linear(weights.pop(f"{name}.weight"), library, weights.pop(f"{name}.bias", None))
+
+
 def _can_pack(weight: torch.Tensor) -> bool:
     if weight.device.type != "cpu" or not torch._C._has_mkldnn:
         return False

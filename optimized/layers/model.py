@@ -16,9 +16,10 @@ import torch.nn.functional as F
 from optimized.cache.kv_cache import Attend
 from optimized.kernels.activation import gated
 from optimized.kernels.native import Library
-from optimized.kernels.rms_norm import rms_norm
-from optimized.layers.linear import Linear
+from optimized.layers.linear import Linear, linear
+from optimized.layers.mixers import MIXERS
 from optimized.layers.moe import MoeLayer
+from optimized.layers.norm import Norm
 from tandem.models.model_config import Activation, ModelConfig
 
 
@@ -28,32 +29,14 @@ class FeedForward(Protocol):
     def __call__(self, x: torch.Tensor) -> torch.Tensor: ...
 
 
-class Norm:
-    """RMSNorm over the last dimension: Zhang and Sennrich, "Root mean square layer normalization" (2019)."""
-
-    def __init__(self, weight: torch.Tensor, config: ModelConfig, library: Library) -> None:
-        self._library = library
-        self._eps = config.norm_eps
-        self._late_rounding = config.norm_float32
-        self._weight = weight.float() + config.norm_offset if config.norm_float32 else weight + config.norm_offset
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return self.of_sum(x, None, 1)[0]
-
-    def of_sum(self, x: torch.Tensor, y: torch.Tensor | None, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """The norm of x + scale · y, and that sum."""
-        late = self._late_rounding
-        return rms_norm(x, self._weight, self._eps, self._library, late_rounding=late, added=y, added_scale=scale)
-
-
 class Mlp:
     """down(act(gate(x)) · up(x))."""
 
     def __init__(
         self, weights: dict[str, torch.Tensor], prefix: str, activation: Activation, library: Library
     ) -> None:
-        self._gate_up = _linear(weights, f"{prefix}gate_up_proj", library)
-        self._down = _linear(weights, f"{prefix}down_proj", library)
+        self._gate_up = linear(weights, f"{prefix}gate_up_proj", library)
+        self._down = linear(weights, f"{prefix}down_proj", library)
         self._activation, self._library = activation, library
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
@@ -66,15 +49,7 @@ class Layer:
     def __init__(self, config: ModelConfig, layer: int, weights: dict[str, torch.Tensor], library: Library) -> None:
         prefix = f"model.layers.{layer}."
         self.config = config
-        self._layer = layer
-        self._qkv = _linear(weights, f"{prefix}self_attn.qkv_proj", library)
-        self._o = _linear(weights, f"{prefix}self_attn.o_proj", library)
-        self._q_norm, self._k_norm = (
-            None
-            if config.qk_norm == "none"
-            else Norm(weights.pop(f"{prefix}self_attn.{name}.weight"), config, library)
-            for name in ("q_norm", "k_norm")
-        )
+        self._mixer = MIXERS[config.mixers[layer]](config, layer, weights, library)
         self._norms = [
             Norm(weights.pop(f"{prefix}{name}.weight"), config, library) if name else None
             for name in config.norm_names
@@ -93,7 +68,7 @@ class Layer:
         """
         before_attn, after_attn, before_mlp, after_mlp = self._norms
         h, x = self._enter(before_attn, x, y)
-        y = self._attention(h, attend)
+        y = self._mixer(h, attend)
         h, x = self._enter(before_mlp, x, after_attn(y) if after_attn else y)
         y = self._feed_forward(h)
         return x, after_mlp(y) if after_mlp else y
@@ -104,20 +79,6 @@ class Layer:
             return norm.of_sum(x, y, self.config.residual_scale)
         x = x if y is None else _add(x, y, self.config.residual_scale)
         return x, x
-
-    def _attention(self, x: torch.Tensor, attend: Attend) -> torch.Tensor:
-        c = self.config
-        q_size, kv_size = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
-        qkv = self._qkv(x)  # [T, (H + 2 H_kv) d]
-        q, k, v = torch.split(qkv, [q_size, kv_size, kv_size], dim=-1)
-        if c.qk_norm == "full":
-            assert self._q_norm and self._k_norm
-            q, k = self._q_norm(q), self._k_norm(k)
-        q, k, v = (y.view(len(x), -1, c.head_dim) for y in (q, k, v))  # [T, H or H_kv, d]
-        if c.qk_norm == "head":
-            assert self._q_norm and self._k_norm
-            q, k = self._q_norm(q), self._k_norm(k)
-        return self._o(attend(self._layer, q, k, v))
 
 
 class Model:
@@ -176,7 +137,3 @@ class Model:
 
 def _add(x: torch.Tensor, y: torch.Tensor, scale: float) -> torch.Tensor:
     return x + y if scale == 1 else torch.add(x, y * scale)
-
-
-def _linear(weights: dict[str, torch.Tensor], name: str, library: Library) -> Linear:
-    return Linear(weights.pop(f"{name}.weight"), library, weights.pop(f"{name}.bias", None))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from optimized.cache.paged_cache import bytes_per_token
 from optimized.kernels.paged_attention import SPLIT_SIZE
 from optimized.runner.cuda_graphs import batch_sizes
 from tandem.config import EngineConfig
@@ -64,7 +65,7 @@ def budget(config: EngineConfig, device: torch.device) -> Budget:
         ConfigError: an option is about a GPU, and there is none.
     """
     s, model = config.scheduler, config.model
-    per_token = 2 * model.num_layers * model.num_kv_heads * model.head_dim * TORCH_DTYPES[config.dtype].itemsize
+    per_token = bytes_per_token(model, TORCH_DTYPES[config.dtype].itemsize)
     blocks_of_one = -(-config.max_model_len // s.block_size)
     most = s.max_num_seqs * blocks_of_one
     if device.type == "cuda":

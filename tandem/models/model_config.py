@@ -14,6 +14,7 @@ from tandem.errors import CheckpointError
 
 RopeType = Literal["default", "linear", "dynamic", "llama3", "yarn", "longrope"]
 Activation = Literal["silu", "gelu", "gelu_tanh"]
+Mixer = Literal["attention"]  # what mixes the tokens of a sequence in a layer
 
 # (before attention, after it, before the MLP, after it); None where the family has no norm
 NormNames = tuple[str | None, str | None, str | None, str | None]
@@ -155,6 +156,12 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     embedding_scale: float = 1.0
     residual_scale: float = 1.0
     logit_divisor: float = 1.0
+
+    @property
+    def mixers(self) -> tuple[Mixer, ...]:
+        """Of each layer."""
+        mixer: Mixer = "attention"
+        return (mixer,) * self.num_layers
 
     def rope_of(self, layer: int) -> RopeConfig:
         """The rotary embedding of layer number ``layer``."""

@@ -124,7 +124,7 @@ def poison(engine: OptimizedEngine) -> None:
     for block, count in written.items():
         spoiled[block, :count] = False
     for layer in engine.runner.cache.layers:
-        for x in layer:
+        for x in layer.tensors:
             x.masked_fill_(spoiled[:, None, :, None].to(x.device), float("nan"))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from optimized.cache import row_cache
+from optimized.cache.paged_cache import KeyValues
 from tandem.cli.main import main
 from tandem.comparison import Divergence
 from tests.tiny import write_model
@@ -33,12 +33,8 @@ def test_equal_engines_agree(model: str, tmp_path: Path, capsys: pytest.CaptureF
 def test_a_bug_is_a_difference_and_its_layer_is_seen(
     model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    right = row_cache.attend
-
-    def wrong(config, layer, q, *rest):  # type: ignore[no-untyped-def]
-        return right(config, layer, q.flip(1), *rest)
-
-    monkeypatch.setattr(row_cache, "attend", wrong)
+    right = KeyValues.attend
+    monkeypatch.setattr(KeyValues, "attend", lambda self, q, *rest: right(self, q.flip(1).contiguous(), *rest))
     assert main(["compare", model, "--json"]) == 1
     report = json.loads(capsys.readouterr().out)
     embedding, first, _ = report["stream_differences"]

@@ -66,10 +66,10 @@ def test_rows_that_fill_up_write_nowhere() -> None:
     poison(engine)
     runner = engine.runner
     assert isinstance(runner, LocalRunner) and runner._graphs is not None
-    before = [x.clone() for layer in runner.cache.layers for x in layer]
+    before = [x.clone() for layer in runner.cache.layers for x in layer.tensors]
     with torch.inference_mode():
         assert runner._graphs.forward(nothing(), runner._put_taken) is not None
-    after = [x for layer in runner.cache.layers for x in layer]
+    after = [x for layer in runner.cache.layers for x in layer.tensors]
     assert all(
         torch.equal(a, b) for a, b in zip(map(torch.nan_to_num, after), map(torch.nan_to_num, before), strict=True)
     )

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from optimized.kernels import gathered_attention
-from optimized.layers import model
+from optimized.layers import norm
 from reference import ReferenceEngine
 from tandem.config import ModelOptions, resolve
 from tandem.engine import EngineRequest, TokenLogprobs
@@ -160,7 +160,7 @@ def norm_without_float32(patch: pytest.MonkeyPatch) -> None:
         y = s * torch.rsqrt(s.square().mean(-1, keepdim=True) + eps)
         return (y * weight.to(x.dtype)).contiguous(), s
 
-    patch.setattr(model, "rms_norm", wrong)
+    patch.setattr(norm, "rms_norm", wrong)
 
 
 class Torch:
