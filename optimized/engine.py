@@ -29,7 +29,7 @@ class OptimizedEngine:
 
     Args:
         config: resolved; see ``EngineConfig``.
-        on_progress: told the fraction of the weights that is loaded.
+        on_progress: called with the fraction of the weights that is loaded.
         runner: carries steps out, from here on owned by the engine; None builds the one that ``config`` asks for.
 
     Raises:

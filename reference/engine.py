@@ -59,7 +59,7 @@ class ReferenceEngine:
 
     Args:
         config: resolved; see ``EngineConfig``.
-        on_progress: told the fraction of the weights that is loaded.
+        on_progress: called with the fraction of the weights that is loaded.
 
     Raises:
         CheckpointError: the weights cannot be loaded.

@@ -138,7 +138,7 @@ def draw(z: torch.Tensor, seed: int, position: int, choice_index: int) -> int:
 
 
 def report(logprobs: torch.Tensor, token_id: int, num_top: int) -> TokenLogprobs:
-    """What is told of one position: its token and the most likely ones, from log-probabilities [V]."""
+    """The report on one position: its token and the most likely ones, from log-probabilities [V]."""
     num_top = min(num_top, len(logprobs))
     top: list[int] = []
     if num_top:

@@ -30,7 +30,7 @@ inline float greatest_or_nan(const float* x, int64_t size) {
     return is_spoiled ? NAN : greatest;
 }
 
-// The first place of `value`; 0 if it is nowhere, as what is no number.
+// The first place of `value`; 0 if it is nowhere, such as NaN.
 inline int64_t first_of(const float* x, int64_t size, float value) {
     for (int64_t start = 0; start < size; start += BLOCK) {
         const int64_t end = std::min(start + BLOCK, size);
@@ -249,7 +249,7 @@ EXPORT void tandem_sample(const float* logits, int64_t stride, int64_t num_rows,
         const float t = temperature[r];
         greatest[r] = greatest_or_nan(row, size);
         least[r] = NEVER;
-        if (!(t > 0) || !std::isfinite(greatest[r] / t)) {  // nobody takes a token of a row that is no numbers
+        if (!(t > 0) || !std::isfinite(greatest[r] / t)) {  // of a row with a NaN any token will do
             tokens[r] = first_of(row, size, greatest[r]);
             continue;
         }

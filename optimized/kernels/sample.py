@@ -9,7 +9,7 @@ both ends of the interval to values that occur, so it ends after few passes, and
 keeps the order of logits, though it may make neighbours equal. So the search runs over logits; the least of them,
 divided, is the least z that is kept, and comparing z with it keeps what has become equal too. Probabilities are
 summed as integers, in units of 2**-42 of the greatest one: exact sums need no order to repeat. The second kernel cuts
-rows into pieces, so that a single row is drawn by many multiprocessors; they agree through an atomic maximum over
+rows into pieces, so that many multiprocessors sample from a single row; they agree through an atomic maximum over
 (score, lowest id), which is the same in any order.
 
 On a CPU a core takes a row, in a few passes over what its cache holds: ``sample.cpp``.
@@ -93,21 +93,21 @@ def _twin(logits: torch.Tensor, rows: Rows) -> Sampled:
     """Step by step; each only for the rows that need it."""
     greatest, tokens = logits.amax(-1), logits.argmax(-1)
     least = torch.full_like(greatest, _NEVER)
-    drawn = ((rows.temperature > 0) & torch.isfinite(greatest / rows.temperature)).nonzero().squeeze(1)
-    temperature, k, p, min_p, seeds, positions, choices = (column[drawn] for column in rows)
-    z = logits[drawn] / temperature[:, None]
+    random = ((rows.temperature > 0) & torch.isfinite(greatest / rows.temperature)).nonzero().squeeze(1)
+    temperature, k, p, min_p, seeds, positions, choices = (column[random] for column in rows)
+    z = logits[random] / temperature[:, None]
     vocab = logits.shape[1]
 
     by_k = ((k > 0) & (k < vocab)).nonzero().squeeze(1)
     if len(by_k):
         best = z[by_k].topk(int(k[by_k].max()), dim=-1).values
-        least[drawn[by_k]] = best.gather(1, k[by_k, None] - 1).squeeze(1)
+        least[random[by_k]] = best.gather(1, k[by_k, None] - 1).squeeze(1)
     by_p = (p < 1).nonzero().squeeze(1)
     if len(by_p):
-        kept = z[by_p].masked_fill(z[by_p] < least[drawn[by_p], None], _NEVER)
-        least[drawn[by_p]] = _least_within_mass(kept, p[by_p]).squeeze(1)
+        kept = z[by_p].masked_fill(z[by_p] < least[random[by_p], None], _NEVER)
+        least[random[by_p]] = _least_within_mass(kept, p[by_p]).squeeze(1)
 
-    z = z.masked_fill(z < least[drawn, None], _NEVER)
+    z = z.masked_fill(z < least[random, None], _NEVER)
     z = z - z.amax(dim=-1, keepdim=True)
     by_min = (min_p > 0).nonzero().squeeze(1)
     if len(by_min):
@@ -116,7 +116,7 @@ def _twin(logits: torch.Tensor, rows: Rows) -> Sampled:
     at, ids = torch.nonzero(z >= NOISE_MIN - NOISE_MAX, as_tuple=True)
     scores = torch.full_like(z, _NEVER)
     scores[at, ids] = z[at, ids] + gumbel(ids, positions[at], choices[at], seeds[at])
-    tokens[drawn] = scores.argmax(-1)
+    tokens[random] = scores.argmax(-1)
     return Sampled(tokens, least, greatest)
 
 

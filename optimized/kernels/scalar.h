@@ -32,7 +32,7 @@ inline T narrow(float x) {
 }
 
 // e^x by 2^n times a polynomial (Moshier's Cephes, expf.c), to two units in the last place. Kept between e^-87 and e^88;
-// what is no number stays none.
+// NaN stays NaN.
 inline float exp_of(float x) {
     x = x < -87.0f ? -87.0f : x;
     x = x > 88.0f ? 88.0f : x;

@@ -104,7 +104,7 @@ class LocalRunner:
 
     Args:
         config: resolved; see ``EngineConfig``.
-        on_progress: told the fraction of the weights that is loaded.
+        on_progress: called with the fraction of the weights that is loaded.
         num_steps_ahead: see ``RunnerInfo``; None is what suits the device.
         capture: lay decodes out as captured graphs need them and turn each size's computation into what this makes
             of it; None captures CUDA graphs on a GPU unless ``enforce_eager``, and nothing on a CPU.

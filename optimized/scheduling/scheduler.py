@@ -60,7 +60,7 @@ class Scheduled:
 
 @dataclass(slots=True)
 class Step:
-    """A step that a runner is told to take.
+    """A step for a runner to take.
 
     Attributes:
         plan: for the runner.
