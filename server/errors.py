@@ -76,7 +76,7 @@ class ClientGoneError(Exception):
 
 
 def api_error(error: Exception) -> ApiError:
-    """What a client is told of ``error``; of an unforeseen one, nothing but that it happened."""
+    """What a client sees of ``error``; of an unforeseen one, nothing but that it happened."""
     match error:
         case ApiError():
             return error

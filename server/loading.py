@@ -14,7 +14,7 @@ from server.dialects.vocabulary import Vocabulary
 from server.state import LoadedModel, ServerState
 from tandem import __version__
 from tandem.config import ResolvedModel, resolve
-from tandem.generation.generation import Generator
+from tandem.generation.generation import TextGenerator
 from tandem.process.client import EngineClient
 from tandem.process.supervisor import Supervisor
 from tandem.text.chat_template import ChatTemplate, load_chat_template
@@ -72,7 +72,7 @@ async def load_model(state: ServerState, resolved: ResolvedModel) -> None:
         encoder=ConversationEncoder(
             tokenizer, template, allow_special_tokens=state.config.allow_special_tokens_in_content
         ),
-        generator=Generator(state.client, tokenizer, resolved),
+        generator=TextGenerator(state.client, tokenizer, resolved),
         vocabulary=Vocabulary(tokenizer),
         fingerprint=f"tandem-{__version__}-{info.backend}",
     )

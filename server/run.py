@@ -1,6 +1,6 @@
 """A server's life: bind, start the engine, assemble the application, listen, drain, end.
 
-The port is bound first, so that a busy one is told at once; the engine's process starts next and loads the model
+The port is bound first, so that a busy one is reported at once; the engine's process starts next and loads the model
 while the web framework is imported here; from then on ``/health`` tells how far it is.
 """
 
@@ -118,7 +118,7 @@ class _Server:
                 self._state.close()
 
     async def _listen(self, engine: asyncio.Task[None]) -> None:
-        """Answer requests until told to end, or until the model turns out to be unusable."""
+        """Answer requests until asked to stop, or until the model turns out to be unusable."""
         self._web = await asyncio.to_thread(_create_web, self._config, self._state)
         if engine.done():
             engine.result()

@@ -14,7 +14,7 @@ from server.operations.metrics import Metrics
 from tandem.config import ResolvedModel
 from tandem.engine import EngineInfo, EngineStats
 from tandem.errors import EngineDeadError, EngineLoadingError, EngineStalledError
-from tandem.generation.generation import Generation, Generator
+from tandem.generation.generation import Generation, TextGenerator
 from tandem.models.hub import served_name
 from tandem.process.client import EngineClient
 from tandem.text.chat_template import ChatTemplate
@@ -36,7 +36,7 @@ class LoadedModel:
     tokenizer: Tokenizer
     template: ChatTemplate | None
     encoder: ConversationEncoder
-    generator: Generator
+    generator: TextGenerator
     vocabulary: Vocabulary
     fingerprint: str
 

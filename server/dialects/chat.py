@@ -71,7 +71,7 @@ class ChatDialect(OpenAIDialect):
         return fields
 
     def whole_fields(self, answer: Answer) -> dict[str, Any]:
-        """What is told of the prompt."""
+        """What the answer says about the prompt."""
         fields: dict[str, Any] = {}
         if self._has_prompt_logprobs:
             fields["prompt_logprobs"] = self.reported(0, answer.prompt_logprobs)

@@ -89,7 +89,7 @@ class CompletionDialect(OpenAIDialect):
         return fields
 
     def _beginning(self, choice: int, usage: dict[str, Any] | None) -> Iterator[bytes]:
-        """What is to be told of a choice's prompt, if anything."""
+        """What the answer says about a choice's prompt, if anything."""
         request, number = self._request, self._prompt_of(choice)
         prompt = self.context.job.prompts[number]
         logprobs = None

@@ -10,7 +10,7 @@ from tandem.errors import RequestError
 
 
 class TokenizeRequest(msgspec.Struct, kw_only=True, frozen=True):
-    """Either a ``prompt`` or ``messages``. Unless told otherwise, special tokens are added to a prompt only."""
+    """Either a ``prompt`` or ``messages``. By default, special tokens are added to a prompt only."""
 
     model: Name | None = None
     prompt: str | None = None

@@ -46,7 +46,7 @@ class Admission:
     Its methods may be called from any thread, and take as long as their arguments are.
 
     Args:
-        salt: of the seeds drawn, so that several fronts of one engine draw others.
+        salt: of the random seeds, so that several fronts of one engine draw others.
     """
 
     def __init__(self, model: ResolvedModel, info: EngineInfo, tokenizer: Tokenizer, salt: str = "") -> None:

@@ -1,4 +1,4 @@
-"""What happens to the choices of a request, as typed events: all that dialects, ``LLM`` and metrics are told.
+"""What happens to the choices of a request, as typed events: all that dialects, ``LLM`` and metrics see.
 
 Choices are numbered through all prompts of a request, prompts from 0. What one engine step brought a choice stands
 together: first the tokens, then what their text turned out to be, then the end. ``PromptScored`` comes before

@@ -103,7 +103,7 @@ class Generation:
             self._news.set()
 
 
-class Generator:
+class TextGenerator:
     """What routes generate with: admission, engine and decoding of one model. Usable once the engine is ready."""
 
     def __init__(self, client: EngineClient, tokenizer: Tokenizer, model: ResolvedModel) -> None:

@@ -37,9 +37,9 @@ from tandem.process.messages import (
     Failure,
     FrameError,
     FromEngine,
+    Heartbeat,
     Hello,
     Probe,
-    Pulse,
     Reply,
     Step,
     StepBody,
@@ -56,7 +56,7 @@ from tandem.process.transport import Endpoint, connect
 logger = logging.getLogger("tandem")
 
 WATCH_SECONDS = 0.1
-SILENCE_SECONDS = 1.5  # without a pulse; with WATCH_SECONDS and the pulse's own 0.2 s, noticed within 2 s
+SILENCE_SECONDS = 1.5  # without a heartbeat; with WATCH_SECONDS and the heartbeat's own 0.2 s, noticed within 2 s
 STALL_SECONDS = 60.0
 PROBE_SECONDS = 1.0  # how soon a lost frame is noticed while requests are open, if no other follows it
 HELLO_SECONDS = 1.0  # after which an engine that is ready and has not answered is greeted again
@@ -67,7 +67,7 @@ _decode_header: Callable[[bytes], FromEngine] = decoder(FromEngine)
 _decode_info: Callable[[bytes], EngineInfo] = decoder(EngineInfo)
 _decode_step: Callable[[bytes], StepBody] = decoder(StepBody)
 _decode_failure: Callable[[bytes], Failure] = decoder(Failure)
-_decode_pulse: Callable[[bytes], Pulse] = decoder(Pulse)
+_decode_heartbeat: Callable[[bytes], Heartbeat] = decoder(Heartbeat)
 
 
 class OutputStream:
@@ -251,14 +251,14 @@ class EngineClient:
         """Connect; returns at once, whether or not the engine is there yet."""
         where, context = self._endpoint, zmq.asyncio.Context()
         self._context = context
-        self._pulses = connect(context, zmq.SUB, where.pulses, where.secret)
+        self._heartbeats = connect(context, zmq.SUB, where.heartbeats, where.secret)
         self._socket = connect(context, zmq.DEALER, where.requests, where.secret, self.identity)
         self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         self._last_sign = time.monotonic()
         self._greet()
         self._tasks = [
             asyncio.create_task(task())
-            for task in (self._receive, self._receive_pulses, self._watch_connection, self._watch)
+            for task in (self._receive, self._receive_heartbeats, self._watch_connection, self._watch)
         ]
         if self._supervisor is not None:
             self._supervisor.subscribe(self._on_supervisor)
@@ -278,7 +278,7 @@ class EngineClient:
         self._socket.disable_monitor()
         self._monitor.close()
         self._socket.close(linger=200)
-        self._pulses.close()
+        self._heartbeats.close()
         self._context.term()
 
     # ------------------------------------------------------------------ sending
@@ -449,26 +449,26 @@ class EngineClient:
 
     # ------------------------------------------------------------------ health
 
-    async def _receive_pulses(self) -> None:
+    async def _receive_heartbeats(self) -> None:
         while True:
-            frame = await self._pulses.recv()
+            frame = await self._heartbeats.recv()
             with contextlib.suppress(FrameError):  # no request depends on it, and silence will be noticed
-                self._on_pulse(_decode_pulse(frame))
+                self._on_heartbeat(_decode_heartbeat(frame))
 
-    def _on_pulse(self, pulse: Pulse) -> None:
-        if pulse.incarnation < self._incarnation:
+    def _on_heartbeat(self, heartbeat: Heartbeat) -> None:
+        if heartbeat.incarnation < self._incarnation:
             return  # of an engine that is gone
         now = self._last_sign = time.monotonic()
-        self._step_seconds = pulse.step_seconds
+        self._step_seconds = heartbeat.step_seconds
         is_unanswered = self._greeted and now - self._greeted > HELLO_SECONDS
-        if is_unanswered and pulse.is_ready and not self._streams and not self._calls:
+        if is_unanswered and heartbeat.is_ready and not self._streams and not self._calls:
             self._greet()  # the last greeting may have gone to an engine that was about to vanish
         if self._status.state == "loading":
-            self._set("loading", f"the model is being loaded: {pulse.loaded:.0%} of the weights")
-        elif self._incarnation and pulse.incarnation > self._incarnation and not self._greeted:
+            self._set("loading", f"the model is being loaded: {heartbeat.loaded:.0%} of the weights")
+        elif self._incarnation and heartbeat.incarnation > self._incarnation and not self._greeted:
             self._break("belonged to an engine that has been restarted")
-        elif pulse.incarnation == self._incarnation and self._status.state != "restarting":
-            self._stats = pulse.stats
+        elif heartbeat.incarnation == self._incarnation and self._status.state != "restarting":
+            self._stats = heartbeat.stats
 
     async def _watch(self) -> None:
         while True:
@@ -487,11 +487,11 @@ class EngineClient:
         silence = now - self._last_sign
         if self._stall_timeout and max(silence, self._step_seconds) > self._stall_timeout:
             if silence > self._stall_timeout:
-                self._on_stall(f"has sent no sign of life for {silence:.1f} s")
+                self._on_stall(f"has sent no heartbeat for {silence:.1f} s")
             else:
                 self._on_stall(f"has been stuck in a step for {self._step_seconds:.1f} s")
         elif silence > SILENCE_SECONDS:
-            self._set("unhealthy", f"the engine has sent no sign of life for {silence:.1f} s")
+            self._set("unhealthy", f"the engine has sent no heartbeat for {silence:.1f} s")
         elif self._status.state == "unhealthy" and not self._greeted:
             logger.warning("The engine answers again")
             self._set("ready", "the engine is ready")

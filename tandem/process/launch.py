@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable
 from typing import Protocol
 
-from tandem.process.death import count_oom_kills, describe
+from tandem.process.exit_reason import count_oom_kills, describe
 from tandem.process.messages import Built, Ending, FrameError, Start
 from tandem.process.worker import STOP, EngineLoop, read_report, write_frame
 from tandem.safe_path import environment_with_safe_path

@@ -5,9 +5,9 @@ so that a body that cannot be decoded fails those requests and nothing else. Eve
 types below and nothing else.
 
 A *session* is a stretch of frames between one client and one engine, numbered from 0 in each direction. Whenever a
-frame is missing, comes twice or cannot be told from another, the session is over: its open requests fail, the engine
-drops them, and the client says ``Hello`` with the next session's number. A restarted engine, a lost connection and a
-client that comes back after being given up are the same case.
+frame is missing, comes twice or out of order, the session is over: its open requests fail, the engine drops them, and
+the client says ``Hello`` with the next session's number. A restarted engine, a lost connection and a client that comes
+back after being given up are the same case.
 """
 
 from __future__ import annotations
@@ -147,8 +147,8 @@ class StepBody(msgspec.Struct, frozen=True, array_like=True):
     stats: EngineStats
 
 
-class Pulse(msgspec.Struct, frozen=True, array_like=True):
-    """A sign of life, to all clients.
+class Heartbeat(msgspec.Struct, frozen=True, array_like=True):
+    """That the engine is there, to all clients.
 
     Attributes:
         incarnation: as in ``Welcome``.
@@ -224,7 +224,7 @@ class Ending(msgspec.Struct, frozen=True, tag="ending"):
     """Why the loop has ended.
 
     Attributes:
-        message: one line for the user; empty if it was told to end.
+        message: one line for the user; empty if it was asked to stop.
     """
 
     message: str

@@ -30,7 +30,7 @@ class EngineStatus:
     """The engine's health as ``/health`` tells it.
 
     Attributes:
-        state: ``loading`` until it is ready for the first time; ``unhealthy`` while it gives no sign of life;
+        state: ``loading`` until it is ready for the first time; ``unhealthy`` while it sends no heartbeat;
             ``restarting`` from its death until it is ready again; ``dead`` for good.
         detail: one line for the user.
     """
@@ -126,7 +126,7 @@ class Supervisor:
     def kill(self) -> None:
         """End the engine at once, without waiting for anything; nothing else may be called after it."""
         self._closing = True
-        self.replace("was told to end")
+        self.replace("was asked to stop")
         self._remove_sockets()
 
     # ------------------------------------------------------------------ from birth to death
@@ -196,5 +196,5 @@ class Supervisor:
 def _end(launched: Launched) -> None:
     launched.stop()
     if not launched.wait(CLOSE_SECONDS):
-        launched.kill("was told to end")
+        launched.kill("was asked to stop")
         launched.wait(CLOSE_SECONDS)

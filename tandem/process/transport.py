@@ -1,7 +1,7 @@
 """Where an engine can be reached, and the sockets that reach it.
 
 An engine listens at two addresses: ``requests`` (ROUTER; a client's DEALER connects, and replies are routed by the
-client's identity) and ``pulses`` (PUB; its signs of life, for everyone). By default both are Unix sockets in a
+client's identity) and ``heartbeats`` (PUB; its heartbeat, for everyone). By default both are Unix sockets in a
 directory that only its owner may enter. Over TCP every connection is encrypted and authenticated by CurveZMQ, with
 keys made from a secret that engine and clients share; a connection without it never gets to send a frame.
 """
@@ -35,7 +35,7 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     """Where an engine listens.
 
     Attributes:
-        requests, pulses: addresses as ZeroMQ writes them.
+        requests, heartbeats: addresses as ZeroMQ writes them.
         secret: shared by the engine and its clients; needed for TCP, unused on Unix sockets.
 
     Raises:
@@ -43,23 +43,23 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     requests: str
-    pulses: str
+    heartbeats: str
     secret: str = ""
 
     def __post_init__(self) -> None:
-        for address in (self.requests, self.pulses):
+        for address in (self.requests, self.heartbeats):
             _check_security(address, self.secret)
 
     @classmethod
     def in_directory(cls, directory: Path) -> Endpoint:
         """Unix sockets in a directory that only its owner may enter."""
-        return cls(requests=f"{UNIX}{directory}/requests", pulses=f"{UNIX}{directory}/pulses")
+        return cls(requests=f"{UNIX}{directory}/requests", heartbeats=f"{UNIX}{directory}/heartbeats")
 
     @classmethod
     def over_tcp(cls, address: str) -> Endpoint:
-        """``tcp://HOST:PORT`` for requests, the port after it for pulses, and a fresh secret."""
+        """``tcp://HOST:PORT`` for requests, the port after it for heartbeats, and a fresh secret."""
         host, port = check_tcp_address(address)
-        return cls(requests=address, pulses=f"{TCP}{host}:{port + 1}", secret=secrets.token_hex(32))
+        return cls(requests=address, heartbeats=f"{TCP}{host}:{port + 1}", secret=secrets.token_hex(32))
 
     @property
     def directory(self) -> Path | None:
@@ -71,7 +71,7 @@ def check_tcp_address(address: str) -> tuple[str, int]:
     """Host and port of ``tcp://HOST:PORT``.
 
     Raises:
-        ConfigError: it has another form, or no port after it is left for pulses.
+        ConfigError: it has another form, or no port after it is left for heartbeats.
     """
     host, _, port = address.removeprefix(TCP).rpartition(":")
     if not address.startswith(TCP) or not host or not port.isascii() or not port.isdigit():
@@ -145,7 +145,7 @@ def _open(context: zmq.Context[Any], kind: int) -> Any:
     """A socket that never blocks its sender, and by default drops what is unsent when it is closed."""
     socket = context.socket(kind)
     socket.setsockopt(zmq.LINGER, 0)
-    if kind in (zmq.ROUTER, zmq.DEALER):  # pulses may be lost, frames may not
+    if kind in (zmq.ROUTER, zmq.DEALER):  # heartbeats may be lost, frames may not
         socket.setsockopt(zmq.SNDHWM, 0)
         socket.setsockopt(zmq.RCVHWM, 0)
     if kind == zmq.ROUTER:

@@ -24,7 +24,7 @@ import zmq
 from tandem.engine import Engine, EngineOutput
 from tandem.errors import TandemError
 from tandem.process.connections import Connections, Message
-from tandem.process.heart import Heart
+from tandem.process.heartbeat import HeartbeatSender
 from tandem.process.messages import (
     Abort,
     Add,
@@ -75,7 +75,7 @@ class EngineLoop:
         self._stopping.set()
 
     def run(self) -> Ending:
-        """Build the engine and serve until told to end, or until something breaks; returns why it ended."""
+        """Build the engine and serve until asked to stop, or until something breaks; returns why it ended."""
         try:
             self._run()
         except TandemError as error:
@@ -90,20 +90,20 @@ class EngineLoop:
     def _run(self) -> None:
         from tandem.registry import create_engine
 
-        with Heart(self._context, self._start.endpoint, self._start.incarnation) as heart:
-            engine = create_engine(self._start.config, heart.on_progress)
+        with HeartbeatSender(self._context, self._start.endpoint, self._start.incarnation) as heartbeat:
+            engine = create_engine(self._start.config, heartbeat.on_progress)
             try:
-                self._serve(engine, heart)
+                self._serve(engine, heartbeat)
             finally:
                 engine.close()
 
-    def _serve(self, engine: Engine, heart: Heart) -> None:
+    def _serve(self, engine: Engine, heartbeat: HeartbeatSender) -> None:
         start = self._start
         connections = Connections(self._context, start.endpoint, start.incarnation, engine.abort, engine.info)
         try:
-            heart.is_ready = True
+            heartbeat.is_ready = True
             self._on_built()
-            service = _Service(engine, connections, heart)
+            service = _Service(engine, connections, heartbeat)
             while not self._stopping.is_set():
                 service.turn()
         finally:
@@ -113,10 +113,10 @@ class EngineLoop:
 class _Service:
     """A built engine and its clients."""
 
-    def __init__(self, engine: Engine, connections: Connections, heart: Heart) -> None:
+    def __init__(self, engine: Engine, connections: Connections, heartbeat: HeartbeatSender) -> None:
         self._engine = engine
         self._connections = connections
-        self._heart = heart
+        self._heartbeat = heartbeat
         self._probed = time.monotonic()
 
     def turn(self) -> None:
@@ -130,16 +130,16 @@ class _Service:
             if engine.has_unfinished and time.monotonic() > deadline:
                 break
         outputs = self._step() if engine.has_unfinished else ()
-        stats = self._heart.stats = engine.stats
+        stats = self._heartbeat.stats = engine.stats
         self._connections.send_outputs(outputs, stats)
         if time.monotonic() - self._probed > PROBE_SECONDS:
             self._connections.probe(stats)
             self._probed = time.monotonic()
 
     def _step(self) -> Sequence[EngineOutput]:
-        self._heart.step_began = time.monotonic()
+        self._heartbeat.step_began = time.monotonic()
         outputs = self._engine.step()
-        self._heart.step_began = 0.0
+        self._heartbeat.step_began = 0.0
         return outputs
 
     def _handle(self, message: Message) -> None:

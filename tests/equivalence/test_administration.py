@@ -1,4 +1,4 @@
-"""What an engine is told between steps changes no answer but those it is meant to change; on both engines."""
+"""Administration between steps changes no answer but those it is meant to change; on both engines."""
 
 from __future__ import annotations
 

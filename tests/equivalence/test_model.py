@@ -1,4 +1,4 @@
-"""Every family over drawn architectures: the whole distribution at every position, however the work was cut up."""
+"""Every family over random architectures: the whole distribution at every position, however the work was cut up."""
 
 from __future__ import annotations
 

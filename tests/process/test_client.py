@@ -16,7 +16,7 @@ from tandem import SamplingParams
 from tandem.config import ModelOptions, ResolvedModel, resolve
 from tandem.errors import EngineDeadError, EngineError, EngineLoadingError
 from tandem.generation.events import AnyEvent, ChoiceEnded, PromptScored, TextDelta, TokensSampled
-from tandem.generation.generation import Generation, Generator
+from tandem.generation.generation import Generation, TextGenerator
 from tandem.process.client import EngineClient
 from tandem.process.messages import Abort, Add, ToEngine, encode
 from tandem.text.tokenizer import Tokenizer
@@ -32,11 +32,11 @@ def model(model_dir: Path) -> ResolvedModel:
     return resolve(ModelOptions(model=str(model_dir), dtype="float32", enforce_eager=True))
 
 
-def generator(client: EngineClient, model: ResolvedModel) -> Generator:
-    return Generator(client, Tokenizer.from_directory(model.tokenizer_path), model)
+def generator(client: EngineClient, model: ResolvedModel) -> TextGenerator:
+    return TextGenerator(client, Tokenizer.from_directory(model.tokenizer_path), model)
 
 
-def start(ready: Generator, sampling: SamplingParams, prompt: list[int] = PROMPT) -> Generation:
+def start(ready: TextGenerator, sampling: SamplingParams, prompt: list[int] = PROMPT) -> Generation:
     return ready.start(ready.admission.admit(prompt, ready.admission.terms(sampling)))
 
 
@@ -130,7 +130,7 @@ def test_the_sockets_are_open_to_their_owner_alone(model: ResolvedModel) -> None
         async with running(model.engine) as (supervisor, _):
             directory = supervisor.endpoint.directory
             assert directory is not None and directory.stat().st_mode & 0o777 == 0o700
-            assert sorted(path.name for path in directory.iterdir()) == ["pulses", "requests"]
+            assert sorted(path.name for path in directory.iterdir()) == ["heartbeats", "requests"]
         assert not directory.exists()
 
     asyncio.run(scenario())

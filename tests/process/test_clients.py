@@ -193,11 +193,11 @@ def test_over_tcp_without_the_secret_nothing_is_said_or_heard() -> None:
         """How many frames come back, on both addresses."""
         with zmq.asyncio.Context() as context:
             dealer = connect(context, zmq.DEALER, where.requests, secret, "intruder")
-            pulses = connect(context, zmq.SUB, where.pulses, secret)
+            heartbeats = connect(context, zmq.SUB, where.heartbeats, secret)
             await dealer.send(encode(Hello(1, 0)))
-            heard = await dealer.poll(1500), await pulses.poll(500)
+            heard = await dealer.poll(1500), await heartbeats.poll(500)
             dealer.close()
-            pulses.close()
+            heartbeats.close()
         return heard
 
     async def scenario() -> None:
@@ -214,9 +214,9 @@ def test_over_tcp_without_the_secret_nothing_is_said_or_heard() -> None:
 @pytest.mark.parametrize("secret", ["", "short"])
 def test_tcp_without_a_secret_is_impossible(secret: str) -> None:
     with pytest.raises(ConfigError, match="secret"):
-        Endpoint(requests="tcp://127.0.0.1:5555", pulses="tcp://127.0.0.1:5556", secret=secret)
+        Endpoint(requests="tcp://127.0.0.1:5555", heartbeats="tcp://127.0.0.1:5556", secret=secret)
     with pytest.raises(ConfigError, match="secret"):
-        msgspec.json.decode(b'{"requests": "ipc://a", "pulses": "tcp://b:1"}', type=Endpoint)
+        msgspec.json.decode(b'{"requests": "ipc://a", "heartbeats": "tcp://b:1"}', type=Endpoint)
     with zmq.Context() as context, pytest.raises(ConfigError, match="secret"):
         listen(context, zmq.ROUTER, "tcp://127.0.0.1:5555", secret)
 

@@ -26,9 +26,9 @@ from tandem.process.messages import (
     Bye,
     Call,
     FromEngine,
+    Heartbeat,
     Hello,
     Probe,
-    Pulse,
     ReplaceWeights,
     Reply,
     Step,
@@ -264,7 +264,7 @@ class FakeEngine:
 
     def __init__(self, context: zmq.asyncio.Context, endpoint: Endpoint) -> None:
         self.socket = listen(context, zmq.ROUTER, endpoint.requests, "")
-        self.pulses = listen(context, zmq.PUB, endpoint.pulses, "")
+        self.heartbeats = listen(context, zmq.PUB, endpoint.heartbeats, "")
         self.client = b""
 
     async def receive(self, kind: type) -> Any:
@@ -278,9 +278,9 @@ class FakeEngine:
     async def send(self, *frames: Any) -> None:
         await self.socket.send_multipart([self.client, *(f if isinstance(f, bytes) else encode(f) for f in frames)])
 
-    async def pulse(self) -> None:
+    async def heartbeat(self) -> None:
         while True:
-            await self.pulses.send(encode(Pulse(1, 1.0, True, 0.0, EngineStats())))
+            await self.heartbeats.send(encode(Heartbeat(1, 1.0, True, 0.0, EngineStats())))
             await asyncio.sleep(0.2)
 
 
@@ -290,7 +290,7 @@ async def faked() -> AsyncIterator[tuple[FakeEngine, EngineClient]]:
     with tempfile.TemporaryDirectory() as directory, zmq.asyncio.Context() as context:
         endpoint = Endpoint.in_directory(Path(directory))
         engine = FakeEngine(context, endpoint)
-        beating = asyncio.create_task(engine.pulse())
+        beating = asyncio.create_task(engine.heartbeat())
         async with connected(endpoint, wait=False) as client:
             hello = await engine.receive(Hello)
             await engine.send(Welcome(hello.session, 0, 1), INFO)
@@ -298,7 +298,7 @@ async def faked() -> AsyncIterator[tuple[FakeEngine, EngineClient]]:
             yield engine, client
         beating.cancel()
         engine.socket.close()
-        engine.pulses.close()
+        engine.heartbeats.close()
 
 
 def step(session: int, sequence: int, *request_ids: str, finish_reason: Any = None) -> tuple[Step, StepBody]:
@@ -474,7 +474,7 @@ def test_whatever_is_lost_on_the_way_no_request_hangs_and_the_next_one_works(fau
     async def scenario() -> None:
         async with running(in_process=True, max_restarts=0) as (supervisor, _):
             with tempfile.TemporaryDirectory() as directory, zmq.asyncio.Context() as context:
-                here = Endpoint(requests=f"ipc://{directory}/requests", pulses=supervisor.endpoint.pulses)
+                here = Endpoint(requests=f"ipc://{directory}/requests", heartbeats=supervisor.endpoint.heartbeats)
                 relay = Relay(context, supervisor.endpoint, here, faults)
                 passing = asyncio.create_task(relay.run())
                 async with connected(here) as client:

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from tandem.errors import EngineDeadError, EngineLoadingError, EngineStalledError
-from tandem.process import death
+from tandem.process import exit_reason
 from tandem.process.client import EngineClient
 from tandem.process.supervisor import Supervisor
 from tests.process.helpers import connected, eventually, finish, request, running, supervised, works
@@ -103,7 +103,7 @@ def test_the_killer_of_processes_that_want_too_much_memory_is_recognized(
 ) -> None:
     events = tmp_path / "memory.events"
     events.write_text("low 0\nhigh 3\noom 5\noom_kill 5\noom_group_kill 0\n")
-    monkeypatch.setattr(death, "_counters", lambda: [events, tmp_path / "none"])
+    monkeypatch.setattr(exit_reason, "_counters", lambda: [events, tmp_path / "none"])
 
     async def scenario() -> None:
         async with running() as (supervisor, client):
@@ -122,8 +122,8 @@ def test_the_killer_of_processes_that_want_too_much_memory_is_recognized(
 
 
 def test_the_counters_of_this_machine_can_be_read() -> None:
-    assert death.count_oom_kills() >= 0
-    assert all(file.is_absolute() for file in death._counters())
+    assert exit_reason.count_oom_kills() >= 0
+    assert all(file.is_absolute() for file in exit_reason._counters())
 
 
 def test_a_stopped_engine_is_unhealthy_and_its_streams_go_on_when_it_returns() -> None:
@@ -135,7 +135,7 @@ def test_a_stopped_engine_is_unhealthy_and_its_streams_go_on_when_it_returns() -
             seconds = await eventually(lambda: client.status.state == "unhealthy", 4)
             print(f"SIGSTOP: unhealthy after {seconds:.3f} s")
             assert 1 < seconds < 2.5
-            with pytest.raises(EngineStalledError, match="no sign of life"):
+            with pytest.raises(EngineStalledError, match="no heartbeat"):
                 client.submit([request()])
             await asyncio.sleep(1)
             assert client.num_unfinished == 1
@@ -154,11 +154,11 @@ def test_an_engine_that_stays_silent_is_replaced() -> None:
             await stream.next()
             began = time.monotonic()
             os.kill(pid_of(supervisor), signal.SIGSTOP)
-            with pytest.raises(EngineStalledError, match="no sign of life for 3"):
+            with pytest.raises(EngineStalledError, match="no heartbeat for 3"):
                 await finish(stream)
             assert 2.5 < time.monotonic() - began < 5
             await eventually(lambda: client.status.state == "restarting")
-            assert "has sent no sign of life" in client.status.detail and "memory" not in client.status.detail
+            assert "has sent no heartbeat" in client.status.detail and "memory" not in client.status.detail
             await comes_back(client)
 
     asyncio.run(scenario())

@@ -86,7 +86,7 @@ def filtered(z: list[float], request: EngineRequest) -> tuple[list[float], float
     return z, margin
 
 
-def drawn(z: list[float], request: EngineRequest, t: int) -> tuple[int, float]:
+def sampled(z: list[float], request: EngineRequest, t: int) -> tuple[int, float]:
     """Step 5: the token, and the gap to the second best."""
     top = max(z)
     scores = [

@@ -88,7 +88,7 @@ def test_sampler_follows_the_definition(
         gap = 0.0 if len(near) > 1 and any(z[v] != max(z) for v in near) else math.inf
     else:
         z, margin = definition.filtered(z, request)
-        expected, gap = definition.drawn(z, request, len(output))
+        expected, gap = definition.sampled(z, request, len(output))
     assume(margin > 1e-6)
     got = sample(row, request, output, "processed_logprobs")
     assert got.token_id == expected or gap < TIE

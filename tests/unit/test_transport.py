@@ -32,10 +32,10 @@ from tandem.process.messages import (
     Failure,
     FrameError,
     FromEngine,
+    Heartbeat,
     Hello,
     Method,
     Probe,
-    Pulse,
     ReplaceWeights,
     Reply,
     ResetPrefixCache,
@@ -84,7 +84,7 @@ def test_messages_from_the_engine_arrive_as_sent(message: FromEngine) -> None:
     [
         StepBody([OUTPUT], EngineStats(num_running=1)),
         INFO,
-        Pulse(1, 0.5, False, 1.5, EngineStats()),
+        Heartbeat(1, 0.5, False, 1.5, EngineStats()),
         Failure("a", "b"),
     ],
     ids=lambda m: m.__class__,
@@ -119,7 +119,7 @@ def test_start_and_reports_travel_over_pipes() -> None:
 
 @given(st.binary(max_size=64) | st.binary(max_size=8).map(lambda tail: encode(Add(1, 2, 1, [["a"]]))[:-4] + tail))
 def test_any_other_frame_is_refused(frame: bytes) -> None:
-    for kind in (ToEngine, FromEngine, StepBody, Prompt, Shared, Method, Pulse, Failure):
+    for kind in (ToEngine, FromEngine, StepBody, Prompt, Shared, Method, Heartbeat, Failure):
         try:
             message = decoder(kind)(frame)
         except FrameError as error:
@@ -216,7 +216,7 @@ def test_other_addresses_are_refused(address: str) -> None:
 def test_every_engine_over_tcp_has_a_secret_of_its_own() -> None:
     one, other = (Endpoint.over_tcp("tcp://127.0.0.1:5555") for _ in range(2))
     assert one.secret != other.secret and len(one.secret) == 64
-    assert one.pulses == "tcp://127.0.0.1:5556"
+    assert one.heartbeats == "tcp://127.0.0.1:5556"
 
 
 def test_sockets_have_short_paths_whatever_the_place_for_temporary_files(

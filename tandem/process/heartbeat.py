@@ -1,4 +1,4 @@
-"""Signs of life from a thread of its own, so that a long step does not silence them."""
+"""Heartbeats from a thread of its own, so that a long step does not silence them."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any, Self
 import zmq
 
 from tandem.engine import EngineStats
-from tandem.process.messages import Pulse, encode
+from tandem.process.messages import Heartbeat, encode
 from tandem.process.transport import Endpoint, listen
 
 HEARTBEAT_SECONDS = 0.2
 HELD_UP_SECONDS = 1.0
 
 
-class Heart:
-    """Publishes a ``Pulse`` five times a second while it is entered.
+class HeartbeatSender:
+    """Publishes a ``Heartbeat`` five times a second while it is entered.
 
-    The engine's thread writes the attributes, the heart's thread reads them.
+    The engine's thread writes the attributes, the sending thread reads them.
 
     Attributes:
         loaded: share of the weights that has been read.
@@ -34,9 +34,9 @@ class Heart:
         self.step_began = 0.0
         self.stats = EngineStats()
         self._incarnation = incarnation
-        self._socket = listen(context, zmq.PUB, endpoint.pulses, endpoint.secret)
+        self._socket = listen(context, zmq.PUB, endpoint.heartbeats, endpoint.secret)
         self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="engine-heart", daemon=True)
+        self._thread = threading.Thread(target=self._beat, name="engine-heartbeat", daemon=True)
 
     def __enter__(self) -> Self:
         self._thread.start()  # the socket is the thread's from now on
@@ -58,6 +58,6 @@ class Heart:
                 resumed = now  # the process was stopped, and the step with it
             previous = now
             seconds = now - max(began, resumed) if began else 0.0
-            pulse = Pulse(self._incarnation, self.loaded, self.is_ready, max(0.0, seconds), self.stats)
-            self._socket.send(encode(pulse))
+            heartbeat = Heartbeat(self._incarnation, self.loaded, self.is_ready, max(0.0, seconds), self.stats)
+            self._socket.send(encode(heartbeat))
         self._socket.close()
