@@ -21,7 +21,8 @@ lint: $(VENV)/installed-dev
 bench: $(VENV)/installed-dev
 	$(BIN)/python -m tests.benchmarks $(ARGS)
 
-# Tests and measures on a CUDA machine, with a Python that has torch and Triton for it; writes gpu-check.json.
+# Measures and tests on a CUDA machine in nine minutes, with a Python that has torch and Triton for it; writes
+# gpu-check.json. ARGS="kernels …" for some parts, "--commit SHA" outside a repository, "--dry" on a CPU.
 gpu-check:
 	$(PYTHON) -m tests.gpu.check --out gpu-check.json $(ARGS)
 
