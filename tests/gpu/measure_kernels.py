@@ -15,7 +15,18 @@ from tests.gpu.timing import Call, seconds, turns
 
 BF16 = torch.bfloat16
 BLOCK_SIZE = 16
+FEW = 8  # sequences whose keys are split
+MANY_TOKENS = 1024  # from which on arithmetic is what limits experts
 LIBRARY = Library()  # empty: it is for CPUs
+
+
+class Mixture(NamedTuple):
+    """A layer of experts, of which a token takes a few."""
+
+    num_experts: int
+    num_chosen: int
+    hidden: int
+    inner: int
 
 
 class Sizes(NamedTuple):
@@ -23,8 +34,9 @@ class Sizes(NamedTuple):
 
     Attributes:
         heads, kv_heads, head_size, hidden, inner, vocab: of the model.
-        num_experts, num_chosen: of its mixture of experts, and how many of them a token takes.
+        mixtures: of experts.
         context, long_context: tokens of a sequence that is decoded.
+        limits: tokens of a sequence at most, which decide the grid of a captured step.
         batches: sequences that are decoded at once.
         prompt: tokens of a prefill.
         tokens: of a step of decodes, and of one of prompts.
@@ -39,10 +51,10 @@ class Sizes(NamedTuple):
     hidden: int
     inner: int
     vocab: int
-    num_experts: int
-    num_chosen: int
+    mixtures: tuple[Mixture, ...]
     context: int
     long_context: int
+    limits: tuple[int, ...]
     batches: tuple[int, ...]
     prompt: int
     tokens: tuple[int, ...]
@@ -51,12 +63,14 @@ class Sizes(NamedTuple):
     square: int
 
 
-# Llama 3.1 8B, with the experts of Mixtral 8x7B
+# Llama 3.1 8B, with the experts of Mixtral 8x7B and of Qwen3 30B
 FULL = Sizes(
-    *(32, 8, 128, 4096, 14336, 128256, 8, 2),
+    *(32, 8, 128, 4096, 14336, 128256),
+    mixtures=(Mixture(8, 2, 4096, 14336), Mixture(128, 8, 2048, 768)),
     context=4096,
     long_context=32768,
-    batches=(32, 64, 128),
+    limits=(8192, 131072),
+    batches=(32, 64, 128, 256),
     prompt=4096,
     tokens=(64, 4096),
     rows=(1, 64, 256),
@@ -64,9 +78,11 @@ FULL = Sizes(
     square=8192,
 )
 DRY = Sizes(
-    *(4, 2, 16, 64, 96, 512, 4, 2),
+    *(4, 2, 16, 64, 96, 512),
+    mixtures=(Mixture(4, 2, 64, 96), Mixture(16, 4, 32, 48)),
     context=64,
     long_context=128,
+    limits=(256, 1024),
     batches=(2, 4),
     prompt=32,
     tokens=(2, 8),
@@ -151,27 +167,36 @@ def _rate(s: Sizes, setting: Setting) -> float:
 
 
 def attentions(s: Sizes, setting: Setting) -> Iterator[tuple[str, Case]]:
-    """Decodes: many sequences, one that is split, lengths that differ; and a prefill. Their blocks are scattered."""
+    """Decodes: many sequences, one that is split, lengths that differ, a captured grid; and a prefill.
+
+    Blocks are scattered.
+    """
     for batch in s.batches:
         yield f"attention decode {batch} x {s.context}", decode_case(s, setting, [s.context] * batch)
     yield f"attention decode 1 x {s.long_context}", decode_case(s, setting, [s.long_context])
     mixed = [s.long_context, *[s.context // 4] * (s.batches[0] - 1)]
     yield f"attention decode mixed, 1 x {mixed[0]} + {len(mixed) - 1} x {mixed[1]}", decode_case(s, setting, mixed)
+    for limit in s.limits:
+        name = f"attention decode {FEW} x {s.context}, captured for {limit}"
+        yield name, decode_case(s, setting, [s.context] * FEW, limit)
     pairs = s.prompt * (s.prompt + 1) // 2  # of a query and a key that it sees
     make = partial(attention, s, setting, [s.prompt], [s.prompt])
     size = 2 * s.prompt * (s.heads + s.kv_heads) * s.head_size * BF16.itemsize
     yield f"attention prefill {s.prompt}", Case(make, size, 4 * s.heads * s.head_size * pairs)
 
 
-def decode_case(s: Sizes, setting: Setting, contexts: list[int]) -> Case:
-    """A token for each context; the bytes are those of keys and values."""
+def decode_case(s: Sizes, setting: Setting, contexts: list[int], limit: int | None = None) -> Case:
+    """A token for each context, in a grid for contexts up to ``limit``; the bytes are those of keys and values."""
     size = 2 * sum(contexts) * s.kv_heads * s.head_size * BF16.itemsize
-    return Case(partial(attention, s, setting, [1] * len(contexts), contexts), size)
+    return Case(partial(attention, s, setting, [1] * len(contexts), contexts, limit), size)
 
 
-def attention(s: Sizes, setting: Setting, query_lens: list[int], contexts: list[int]) -> Call:
-    """A call over a cache of its own."""
-    device, width = setting.device, -(-max(contexts) // BLOCK_SIZE)
+def attention(
+    s: Sizes, setting: Setting, query_lens: list[int], contexts: list[int], limit: int | None = None
+) -> Call:
+    """A call over a cache of its own; without ``limit`` the grid is for the longest context there is."""
+    device, longest = setting.device, limit or max(contexts)
+    width = -(-longest // BLOCK_SIZE)
     used = [-(-context // BLOCK_SIZE) for context in contexts]
     order = torch.randperm(sum(used), dtype=torch.int32)
     tables = torch.zeros(len(contexts), width, dtype=torch.int32)
@@ -181,7 +206,7 @@ def attention(s: Sizes, setting: Setting, query_lens: list[int], contexts: list[
     keys, values = torch.randn(shape, dtype=BF16, device=device)
     q = torch.randn(sum(query_lens), s.heads, s.head_size, dtype=BF16, device=device)
     blocks = paged_attention.query_blocks(query_lens, s.heads // s.kv_heads, device)
-    splits = paged_attention.choose_num_splits(blocks, s.kv_heads, max(contexts), _multiprocessors(setting))
+    splits = paged_attention.choose_num_splits(blocks, s.kv_heads, longest, _multiprocessors(setting))
     queries = paged_attention.Queries(
         torch.tensor([0, *query_lens]).cumsum(0).to(device, torch.int32),
         torch.tensor(contexts, dtype=torch.int32, device=device),
@@ -290,19 +315,21 @@ def _logits(s: Sizes, setting: Setting, count: int) -> torch.Tensor:
 
 def experts(s: Sizes, setting: Setting) -> Iterator[tuple[str, Case]]:
     """One token, and the steps above; the bytes are the weights of the experts that somebody takes."""
-    for count in (1, *s.tokens):
-        used = min(s.num_experts, count * s.num_chosen)
-        size = used * 3 * s.inner * s.hidden * BF16.itemsize
-        operations = 6 * count * s.num_chosen * s.inner * s.hidden if count >= 1024 else 0
-        yield f"experts {count}", Case(partial(mixture, s, setting, count), size, operations)
+    for m in s.mixtures:
+        for count in (1, *s.tokens):
+            of_expert = 3 * m.inner * m.hidden
+            size = min(m.num_experts, count * m.num_chosen) * of_expert * BF16.itemsize
+            operations = 2 * count * m.num_chosen * of_expert if count >= MANY_TOKENS else 0
+            name = f"experts {count}, {m.num_chosen} of {m.num_experts}"
+            yield name, Case(partial(mixture, m, setting, count), size, operations)
 
 
-def mixture(s: Sizes, setting: Setting, count: int) -> Call:
+def mixture(m: Mixture, setting: Setting, count: int) -> Call:
     """Tokens take experts in turn, so that each gets as many."""
     device = setting.device
-    up = torch.randn(s.num_experts, 2 * s.inner, s.hidden, dtype=BF16, device=device) / s.hidden**0.5
-    down = torch.randn(s.num_experts, s.hidden, s.inner, dtype=BF16, device=device) / s.inner**0.5
-    chosen = torch.arange(count * s.num_chosen, device=device).view(count, -1) % s.num_experts
-    share = torch.full(chosen.shape, 1 / s.num_chosen, device=device)
-    x = torch.randn(count, s.hidden, dtype=BF16, device=device)
+    up = torch.randn(m.num_experts, 2 * m.inner, m.hidden, dtype=BF16, device=device) / m.hidden**0.5
+    down = torch.randn(m.num_experts, m.hidden, m.inner, dtype=BF16, device=device) / m.inner**0.5
+    chosen = torch.arange(count * m.num_chosen, device=device).view(count, -1) % m.num_experts
+    share = torch.full(chosen.shape, 1 / m.num_chosen, device=device)
+    x = torch.randn(count, m.hidden, dtype=BF16, device=device)
     return partial(moe_matmul.experts, x, up, down, chosen, share, "silu", LIBRARY)

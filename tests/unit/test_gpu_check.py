@@ -13,6 +13,9 @@ from typing import Any
 
 import pytest
 
+from tests.gpu import run_tests
+from tests.gpu.check import save
+
 ROOT = Path(__file__).parents[2]
 PLANTED = """
 import sys
@@ -135,6 +138,15 @@ def test_figures_are_written_as_they_are_found(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [out], "no partial file is left"
 
 
+def test_a_file_of_figures_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    """Whoever reads it while it is written reads what stood in it."""
+    out = tmp_path / "figures.json"
+    save({"first": 1}, out)
+    with out.open(encoding="utf-8") as opened:
+        save({"second": 2}, out)
+        assert json.load(opened) == {"first": 1} and json.loads(out.read_text()) == {"second": 2}
+
+
 def test_missing_packages_are_one_line_that_says_how_to_bring_them(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['msgspec'] = None")
     done = check("--dry", "--out", str(tmp_path / "out"), PYTHONPATH=str(tmp_path))
@@ -145,7 +157,7 @@ def test_missing_packages_are_one_line_that_says_how_to_bring_them(tmp_path: Pat
 
 
 def test_without_a_gpu_nothing_begins(tmp_path: Path) -> None:
-    done = check("--out", str(tmp_path / "out"), CUDA_VISIBLE_DEVICES="")
+    done = check("--out", str(tmp_path / "out"), "--seconds", "20", CUDA_VISIBLE_DEVICES="")
     assert (done.returncode, done.stdout) == (2, "gpu-check: torch finds no CUDA device here\n")
 
 
@@ -166,6 +178,15 @@ def test_a_task_that_fails_or_has_no_time_left_spoils_no_other() -> None:
     assert figures["long"]["skipped"].startswith("it needs 50 s, and")
     assert figures["bad"]["error"].startswith("ZeroDivisionError") and figures["good"] == {}
     assert done.returncode == 1
+
+
+def test_tests_that_need_what_is_not_installed_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And named: one file that cannot be imported must not end them all."""
+    (tmp_path / "test_a.py").write_text("from nowhere.at_all import this\nimport json, missing_too")
+    (tmp_path / "test_b.py").write_text("import json\ndef f():\n    import nowhere")
+    monkeypatch.setattr(run_tests, "ROOT", tmp_path)
+    want = {"test_a.py": ["missing_too", "nowhere"]}
+    assert run_tests.absent([tmp_path]) == run_tests.absent([tmp_path / "test_a.py", tmp_path / "test_b.py"]) == want
 
 
 def test_what_triton_compiles_is_counted() -> None:
