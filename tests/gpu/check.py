@@ -119,7 +119,8 @@ def missing(dry: bool) -> str | None:
     absent = " ".join(name for name in wanted if find_spec(name) is None)
     if not absent:
         return None
-    target = f"--python-version {platform.python_version()} --platform manylinux_2_17_x86_64 --only-binary=:all:"
+    wheels = f"--platform manylinux_2_17_{platform.machine()} --only-binary=:all:"
+    target = f"--python-version {platform.python_version()} {wheels}"
     return (
         f"not installed here: {absent}. Where there is a network: pip download -d wheels {target} {absent}; "
         f"carry wheels/ here, then: pip install --no-index --find-links wheels {absent}"
@@ -263,8 +264,8 @@ def save(report: Report, path: Path) -> None:
 def conclude(report: Report, parts: Sequence[Part]) -> int:
     """Print how the parts ended; the exit status."""
     for name, entry in report["parts"].items():
-        skipped = sum("skipped" in values for values in entry["figures"].values())
-        count = f"{len(entry['figures']) - skipped} figures, {skipped} skipped"
+        late = sum("not begun" in values for values in entry["figures"].values())
+        count = f"{len(entry['figures']) - late} figures, {late} not begun"
         print(f"{name:>10}  {entry['status']}, {count}, {entry['seconds']} s", flush=True)
     return int(any(report["parts"][part.name]["status"] != "done" for part in parts if part.counts))
 

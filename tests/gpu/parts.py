@@ -1,7 +1,7 @@
 """The parts of ``tests.gpu.check``, each a process: ``python -m tests.gpu.parts NAME --seconds S [--limits JSON]``.
 
 A part is a list of tasks. What each measures is printed at once as a line of JSON. A task that raises is reported and
-spoils no other; one for which there is no time left is reported as skipped, so that a part ends by itself.
+spoils no other; one for which there is no time left is reported as not begun, so that a part ends by itself.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def run(plan: Plan, setting: Setting) -> int:
     failed = False
     for name, measure, seconds in plan(setting):
         if setting.seconds_left < seconds:
-            say(name, {"skipped": f"it needs {seconds:.0f} s, and {max(0, setting.seconds_left):.0f} are left"})
+            say(name, {"not begun": f"it needs {seconds:.0f} s, and {max(0, setting.seconds_left):.0f} are left"})
             continue
         try:
             for figure in measure():

@@ -85,6 +85,7 @@ def test_a_dry_run_goes_through_all_that_a_gpu_would(tmp_path: Path) -> None:
     assert outcome["passed"] > 90 and outcome["failed"] == 0 and outcome["status"] == 0
     assert figures["peers"]["generate_batch tiny, batch 3"]["output_tokens"] == 18
     assert "[kernels] gate 2: {" in done.stdout, "what is found is printed, with its part"
+    assert "tests  done, 1 figures, 0 not begun" in done.stdout
 
 
 def test_a_part_that_hangs_is_killed_and_costs_only_its_share(tmp_path: Path) -> None:
@@ -175,7 +176,7 @@ def test_a_task_that_fails_or_has_no_time_left_spoils_no_other() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     figures = dict(json.loads(line.removeprefix("@figure ")) for line in done.stdout.splitlines())
-    assert figures["long"]["skipped"].startswith("it needs 50 s, and")
+    assert figures["long"]["not begun"].startswith("it needs 50 s, and")
     assert figures["bad"]["error"].startswith("ZeroDivisionError") and figures["good"] == {}
     assert done.returncode == 1
 
