@@ -17,11 +17,13 @@ lint: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Measurements on random weights, for a quiet machine: ARGS="engines|prefix|step …", engines if none is named.
+# Measurements on random weights, for a quiet machine: ARGS="kernels|engines|prefix|step|speculation …"; kernels, then
+# engines if none is named.
 bench: $(VENV)/installed-dev
 	$(BIN)/python -m tests.benchmarks $(ARGS)
 
-# Tests and measures on a CUDA machine, with a Python that has torch and Triton for it; writes gpu-check.json.
+# Measures and tests on a CUDA machine in nine minutes, with a Python that has torch and Triton for it; writes
+# gpu-check.json. ARGS="kernels …" for some parts, "--commit SHA" outside a repository, "--dry" on a CPU.
 gpu-check:
 	$(PYTHON) -m tests.gpu.check --out gpu-check.json $(ARGS)
 

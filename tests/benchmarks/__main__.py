@@ -1,4 +1,4 @@
-"""``python -m tests.benchmarks [kernels|engines|prefix|step] …``: the program, and its options (``--help``).
+"""``python -m tests.benchmarks [PROGRAM] …``: one of ``PROGRAMS``, and its options (``--help``).
 
 Without a word: ``kernels``, then ``engines``.
 """
@@ -6,7 +6,7 @@ Without a word: ``kernels``, then ``engines``.
 import sys
 from importlib import import_module
 
-PROGRAMS = ("kernels", "engines", "prefix", "step")
+PROGRAMS = ("kernels", "engines", "prefix", "step", "speculation")
 
 if __name__ == "__main__":
     words = sys.argv[1:]

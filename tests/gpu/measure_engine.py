@@ -1,4 +1,4 @@
-"""How fast the engine decodes a model of 8 billion random weights, beside what the GPU can do at most."""
+"""How fast the engine decodes models of random weights, beside what the GPU can do at most."""
 
 from __future__ import annotations
 
@@ -8,19 +8,40 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
 
-from optimized import engine as engine_module
 from optimized.engine import OptimizedEngine
+from optimized.kernels.native import Library
+from optimized.runner import local
+from optimized.runner.local import LocalRunner
 from tandem.config import EngineConfig, ModelOptions, resolve
 from tandem.engine import EngineRequest
 from tandem.sampling_params import SamplingParams
-from tests.gpu.measure_kernels import Figures
+from tests.gpu.parts import Figure, Setting, Task, Values
 
+QWEN_06B: dict[str, Any] = {
+    "model_type": "qwen3",
+    "architectures": ["Qwen3ForCausalLM"],
+    "hidden_size": 1024,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "vocab_size": 151936,
+    "max_position_embeddings": 8192,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1000000.0,
+    "tie_word_embeddings": True,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "dtype": "bfloat16",
+}
 LLAMA_8B: dict[str, Any] = {
     "model_type": "llama",
     "architectures": ["LlamaForCausalLM"],
@@ -38,39 +59,118 @@ LLAMA_8B: dict[str, Any] = {
     "eos_token_id": None,
     "dtype": "bfloat16",
 }
-BATCHES = (1, 32)
-PROMPT, OUTPUT = 1024, 128  # tokens of each request
+TINY: dict[str, Any] = LLAMA_8B | {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 512,
+}
+NO_GRAPHS, NO_OVERLAP = "eager", "no overlap"
 
 
-def engines(limits: Figures) -> Figures:
-    """Both ways to launch, each at all batch sizes, and the roofline of a decode step."""
-    figures: Figures = {}
-    for name, enforce_eager in (("graphs", False), ("eager", True)):
-        with tempfile.TemporaryDirectory() as directory:
-            Path(directory, "config.json").write_text(json.dumps(LLAMA_8B), encoding="utf-8")
-            options = ModelOptions(
-                model=directory, max_model_len=2 * PROMPT, max_num_seqs=max(BATCHES), enforce_eager=enforce_eager
-            )
-            config = resolve(options).engine
-        began = time.perf_counter()
-        with mock.patch.object(engine_module, "iterate_weights", random_weights):
-            engine = OptimizedEngine(config)
-        figures[f"{name} start"] = {"seconds": round(time.perf_counter() - began, 1)}
-        for batch in BATCHES:
-            answer(engine, batch, 0)
-            first, steps, total = answer(engine, batch, 1)
-            step = statistics.median(steps)
-            least = roofline(config, engine.info.num_parameters, batch, limits)
-            figures[f"{name} batch {batch}"] = {
-                "ms_to_first_tokens": round(first * 1000, 2),
-                "ms_of_decode_step": round(step * 1000, 3),
-                "ms_of_roofline": round(least * 1000, 3),
-                "of_roofline": round(least / step, 3),
-                "output_tokens_per_s": round(batch * OUTPUT / total, 1),
-            }
-        engine.close()
-        del engine
-    return figures
+class Load(NamedTuple):
+    """What an engine is asked: so many requests at once, tokens of each."""
+
+    batches: tuple[int, ...]
+    prompt: int
+    output: int
+
+
+FULL, DRY = Load((1, 32, 128), 1024, 128), Load((1, 3), 12, 6)
+
+
+class Run(NamedTuple):
+    """Tokens and times of one load.
+
+    Attributes:
+        first: seconds until all have their first token.
+        steps: seconds of each step of decodes alone.
+        total: seconds.
+        num_tokens: of all answers.
+    """
+
+    first: float
+    steps: list[float]
+    total: float
+    num_tokens: int
+
+
+class Compilations:
+    """Counts what Triton compiles, or loads from its cache on disk, while it is entered: a step waits for either."""
+
+    count = 0
+
+    def __enter__(self) -> Compilations:
+        from triton import knobs
+
+        self._knob = mock.patch.object(knobs.compilation, "listener", self._note)
+        self._knob.__enter__()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._knob.__exit__(*exception)
+
+    def _note(self, **_: Any) -> None:
+        self.count += 1
+
+
+def engine(setting: Setting) -> Iterator[Task]:
+    """Both models as they are served, then what graphs and overlapping steps bring. Seconds are guesses, generous."""
+    if setting.dry:
+        for way in ("", NO_OVERLAP, NO_GRAPHS):
+            yield Task(f"tiny {way}".strip(), partial(serve, "tiny", TINY, way, setting))
+        return
+    for name, shape, way, seconds in (
+        ("0.6b", QWEN_06B, "", 40.0),
+        ("8b", LLAMA_8B, "", 60.0),
+        ("0.6b", QWEN_06B, NO_OVERLAP, 30.0),
+        ("0.6b", QWEN_06B, NO_GRAPHS, 40.0),
+        ("8b", LLAMA_8B, NO_OVERLAP, 50.0),
+    ):
+        yield Task(f"{name} {way}".strip(), partial(serve, name, shape, way, setting), seconds)
+
+
+def serve(name: str, shape: dict[str, Any], way: str, setting: Setting) -> Iterator[Figure]:
+    """Start an engine, and give it each batch: once to warm up, and once measured."""
+    load = DRY if setting.dry else FULL
+    label = f"{name} {way}".strip()
+    began = time.perf_counter()
+    config = configuration(shape, load, way)
+    with mock.patch.object(local, "iterate_weights", random_weights):
+        made = OptimizedEngine(config, runner=create_runner(config, way, setting))
+    try:
+        yield f"{label}, start", {"seconds": round(time.perf_counter() - began, 1), "way": way or "as served"}
+        with Compilations() as compilations:
+            for batch in load.batches:
+                answer(made, batch, 0, load)
+                run = answer(made, batch, 1, load)
+                yield f"{label}, batch {batch}", figures(run, config, made.info.num_parameters, batch, setting)
+        yield f"{label}, compiled while serving", {"kernels": compilations.count}
+    finally:
+        made.close()
+
+
+def configuration(shape: dict[str, Any], load: Load, way: str) -> EngineConfig:
+    with tempfile.TemporaryDirectory() as directory:
+        Path(directory, "config.json").write_text(json.dumps(shape), encoding="utf-8")
+        options = ModelOptions(
+            model=directory,
+            max_model_len=2 * (load.prompt + load.output),
+            max_num_seqs=max(load.batches),
+            enforce_eager=way == NO_GRAPHS,
+        )
+        return resolve(options).engine
+
+
+def create_runner(config: EngineConfig, way: str, setting: Setting) -> LocalRunner:
+    """It begins a step before the one before is collected, unless it must not; on a CPU laid out as on a GPU."""
+    ahead = 0 if way == NO_OVERLAP else 1
+    if not setting.dry:
+        return LocalRunner(config, num_steps_ahead=ahead)
+    capture = None if way == NO_GRAPHS else lambda forward: forward
+    return LocalRunner(config, num_steps_ahead=ahead, capture=capture, library=Library())
 
 
 def random_weights(
@@ -82,62 +182,55 @@ def random_weights(
         yield name, x.fill_(1) if name.endswith("norm.weight") else x.normal_(std=0.02)
 
 
-def roofline(config: EngineConfig, num_parameters: int, batch: int, limits: Figures) -> float:
+def figures(run: Run, config: EngineConfig, num_parameters: int, batch: int, setting: Setting) -> Values:
+    step = statistics.median(run.steps)
+    values = {
+        "ms_to_first_tokens": round(run.first * 1000, 2),
+        "ms_of_decode_step": round(step * 1000, 3),
+        "output_tokens_per_s": round(run.num_tokens / run.total, 1),
+    }
+    if setting.limits:
+        least = roofline(config, num_parameters, batch, setting)
+        values |= {"ms_of_roofline": round(least * 1000, 3), "of_roofline": round(least / step, 3)}
+    return values
+
+
+def roofline(config: EngineConfig, num_parameters: int, batch: int, setting: Setting) -> float:
     """Seconds that a decode step takes at least: weights or arithmetic, whichever is slower, then keys and values."""
-    model, bandwidth = config.model, limits["copy_bytes_per_s"]
-    used = num_parameters - model.vocab_size * model.hidden_size  # of the embedding only some rows are read
+    model, bandwidth = config.model, setting.limits["bytes_per_s"]
+    load = DRY if setting.dry else FULL
+    embedding = 0 if model.tie_word_embeddings else model.vocab_size * model.hidden_size  # of which few rows are read
+    used = num_parameters - embedding
     of_token = 2 * model.num_layers * model.num_kv_heads * model.head_dim * 2
-    context = PROMPT + OUTPUT // 2
-    products = max(2 * used / bandwidth, 2 * used * batch / limits["bf16_flop_per_s"])
+    context = load.prompt + load.output // 2
+    products = max(2 * used / bandwidth, 2 * used * batch / setting.limits["flop_per_s"])
     return products + batch * context * of_token / bandwidth
 
 
-def prompts(batch: int, seed: int) -> list[list[int]]:
+def prompts(batch: int, seed: int, load: Load, vocab_size: int) -> list[list[int]]:
     draw = random.Random(seed * 1000 + batch)
-    return [draw.choices(range(LLAMA_8B["vocab_size"]), k=PROMPT) for _ in range(batch)]
+    return [draw.choices(range(vocab_size), k=load.prompt) for _ in range(batch)]
 
 
-def answer(engine: OptimizedEngine, batch: int, seed: int) -> tuple[float, list[float], float]:
-    """Seconds to the first tokens of all, of each step of decodes alone, and to the end."""
+def answer(engine: OptimizedEngine, batch: int, seed: int, load: Load) -> Run:
+    """Greedy answers to so many requests that arrive at once."""
     sampling = SamplingParams(temperature=0, ignore_eos=True)
-    for i, prompt in enumerate(prompts(batch, seed)):
+    for i, prompt in enumerate(prompts(batch, seed, load, engine.info.vocab_size)):
         engine.add(
-            EngineRequest(request_id=str(i), prompt_token_ids=prompt, sampling=sampling, max_tokens=OUTPUT, seed=0)
+            EngineRequest(
+                request_id=str(i), prompt_token_ids=prompt, sampling=sampling, max_tokens=load.output, seed=0
+            )
         )
     began = last = time.perf_counter()
-    first, started, steps = 0.0, set[str](), []
+    first, started, num_tokens, steps = 0.0, set[str](), 0, []
     while engine.has_unfinished:
         outputs = engine.step()
         now = time.perf_counter()
         if first:
             steps.append(now - last)
         started.update(output.request_id for output in outputs)
+        num_tokens += sum(len(output.new_token_ids) for output in outputs)
         if not first and len(started) == batch:
             first = now - began
         last = now
-    return first, steps, last - began
-
-
-def peers(_: Figures) -> Figures:
-    """``generate_batch`` of transformers on the same shape and prompts."""
-    try:
-        from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
-    except ImportError as error:
-        return {"skipped": str(error)}
-    if not hasattr(LlamaForCausalLM, "generate_batch"):
-        return {"skipped": "this version has no generate_batch"}
-    with torch.device("cuda"):
-        model = LlamaForCausalLM(LlamaConfig(**LLAMA_8B)).to(torch.bfloat16).eval()
-    settings = GenerationConfig(
-        max_new_tokens=OUTPUT, do_sample=False, eos_token_id=-1, pad_token_id=0, use_cache=True
-    )
-    figures: Figures = {}
-    for batch in BATCHES:
-        for seed in (0, 1):  # the first compiles and allocates
-            began = time.perf_counter()
-            answers = model.generate_batch(inputs=prompts(batch, seed), generation_config=settings)
-            torch.cuda.synchronize()
-            total = time.perf_counter() - began
-        tokens = sum(len(given.generated_tokens) for given in answers.values())
-        figures[f"batch {batch}"] = {"output_tokens": tokens, "output_tokens_per_s": round(tokens / total, 1)}
-    return figures
+    return Run(first, steps, last - began, num_tokens)

@@ -1,128 +1,335 @@
-"""How fast each kernel is on this GPU, beside its twin and beside what the GPU can do at most."""
+"""How fast each kernel is on this GPU, beside what the GPU can do at most."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from types import ModuleType
-from typing import Any
-from unittest import mock
+from typing import NamedTuple
 
 import torch
 
-from optimized.kernels import activation, moe_matmul, paged_attention, rms_norm, rope_cache, sample
+from optimized.kernels import activation, edit_logits, moe_matmul, paged_attention, rms_norm, rope_cache, sample
+from optimized.kernels.native import Library
+from tests.gpu.parts import Figure, Setting, Task, Values
+from tests.gpu.timing import Call, seconds, turns
 
 BF16 = torch.bfloat16
-HEADS, KV_HEADS, HEAD_SIZE, HIDDEN, INNER, VOCAB = 32, 8, 128, 4096, 14336, 128256  # of Llama 3.1 8B
-PAGE, CONTEXT = 16, 4096
+BLOCK_SIZE = 16
+FEW = 8  # sequences whose keys are split
+MANY_TOKENS = 1024  # from which on arithmetic is what limits experts
+LIBRARY = Library()  # empty: it is for CPUs
 
-Figures = dict[str, Any]
-Case = tuple[str, ModuleType, Callable[[], object], int]  # name, op, call, bytes that it has to move
+
+class Mixture(NamedTuple):
+    """A layer of experts, of which a token takes a few."""
+
+    num_experts: int
+    num_chosen: int
+    hidden: int
+    inner: int
 
 
-def seconds(call: Callable[[], object]) -> float:
-    """Median time of a call on the GPU, the second-level cache emptied before each."""
-    from triton.testing import do_bench
+class Sizes(NamedTuple):
+    """What is measured.
 
-    return float(do_bench(call, warmup=50, rep=200, return_mode="median")) / 1000
+    Attributes:
+        heads, kv_heads, head_size, hidden, inner, vocab: of the model.
+        mixtures: of experts.
+        context, long_context: tokens of a sequence that is decoded.
+        limits: tokens of a sequence at most, which decide the grid of a captured step.
+        batches: sequences that are decoded at once.
+        prompt: tokens of a prefill.
+        tokens: of a step of decodes, and of one of prompts.
+        rows: of logits.
+        copied: bytes; the bandwidth is measured by copies of such sizes.
+        square: side of the matrices that the rate of products is measured by.
+    """
+
+    heads: int
+    kv_heads: int
+    head_size: int
+    hidden: int
+    inner: int
+    vocab: int
+    mixtures: tuple[Mixture, ...]
+    context: int
+    long_context: int
+    limits: tuple[int, ...]
+    batches: tuple[int, ...]
+    prompt: int
+    tokens: tuple[int, ...]
+    rows: tuple[int, ...]
+    copied: tuple[int, ...]
+    square: int
+
+
+# Llama 3.1 8B, with the experts of Mixtral 8x7B and of Qwen3 30B
+FULL = Sizes(
+    *(32, 8, 128, 4096, 14336, 128256),
+    mixtures=(Mixture(8, 2, 4096, 14336), Mixture(128, 8, 2048, 768)),
+    context=4096,
+    long_context=32768,
+    limits=(8192, 131072),
+    batches=(32, 64, 128, 256),
+    prompt=4096,
+    tokens=(64, 4096),
+    rows=(1, 64, 256),
+    copied=(1 << 29, 1 << 30, 1 << 31),
+    square=8192,
+)
+DRY = Sizes(
+    *(4, 2, 16, 64, 96, 512),
+    mixtures=(Mixture(4, 2, 64, 96), Mixture(16, 4, 32, 48)),
+    context=64,
+    long_context=128,
+    limits=(256, 1024),
+    batches=(2, 4),
+    prompt=32,
+    tokens=(2, 8),
+    rows=(1, 4),
+    copied=(1 << 20,),
+    square=128,
+)
+
+
+class Case(NamedTuple):
+    """A call to time.
+
+    Attributes:
+        make: prepares one call, on an input of its own.
+        num_bytes: that a call has to move.
+        num_operations: multiplications and additions that it has to do, where these are its limit.
+    """
+
+    make: Callable[[], Call]
+    num_bytes: int
+    num_operations: int = 0
+
+
+def limits(setting: Setting) -> Iterator[Task]:
+    """What the GPU is, its copy bandwidth (bytes read and written) and its matrix rate, on random data."""
+    s = DRY if setting.dry else FULL
+    yield Task("device", lambda: [("device", _device(setting))])
+    yield Task("limits", partial(_limits, s, setting))
+
+
+def kernels(setting: Setting) -> Iterator[Task]:
+    """By name: microseconds of a kernel, and its bytes or operations a second over the GPU's."""
+    s = DRY if setting.dry else FULL
+    for cases in (attentions, small_ops, samplers, edits, experts):
+        for name, case in cases(s, setting):
+            yield Task(name, partial(_measured, name, case, setting))
 
 
 @torch.inference_mode()
-def limits(_: Figures) -> Figures:
-    """Copy bandwidth (bytes read and written) and matrix rate of this GPU, both on random data."""
-    copies = []
-    for size in (1 << 29, 1 << 30, 1 << 31):
-        source = torch.randint(-100, 100, (size,), dtype=torch.int8, device="cuda")
-        copies.append(2 * size / seconds(partial(torch.empty_like(source).copy_, source)))
-    n = 8192
-    a, b = (torch.randn(n, n, dtype=BF16, device="cuda") for _ in "ab")
-    return {"copy_bytes_per_s": max(copies), "bf16_flop_per_s": 2 * n**3 / seconds(partial(torch.matmul, a, b))}
+def _measured(name: str, case: Case, setting: Setting) -> Iterable[Figure]:
+    took = seconds([case.make() for _ in range(turns(case.num_bytes, setting.dry))])
+    figures: Values = {"us": round(took * 1e6, 2)}
+    if case.num_operations:
+        figures |= setting.share("flop_per_s", case.num_operations / took)
+    else:
+        figures |= setting.share("bytes_per_s", case.num_bytes / took)
+    return [(name, figures)]
+
+
+def _limits(s: Sizes, setting: Setting) -> Iterable[Figure]:
+    return [("limits", {"bytes_per_s": _bandwidth(s, setting), "flop_per_s": _rate(s, setting)})]
+
+
+def _device(setting: Setting) -> Values:
+    if setting.dry:
+        return {"name": "cpu"}
+    properties = torch.cuda.get_device_properties(0)
+    return {
+        "name": properties.name,
+        "multiprocessors": properties.multi_processor_count,
+        "memory_gib": round(properties.total_memory / (1 << 30), 1),
+        "cuda": torch.version.cuda,
+    }
 
 
 @torch.inference_mode()
-def kernels(limits: Figures) -> Figures:
-    """By name: microseconds of the kernel and of its twin, and the kernel's bytes a second over those of a copy."""
-    figures: Figures = {}
-    for name, module, call, size in (*attentions(), *small_ops(), *experts()):
-        took = seconds(call)
-        figures[name] = {
-            "us": round(took * 1e6, 1),
-            "of_copy_bandwidth": round(size / took / limits["copy_bytes_per_s"], 3),
-        }
-        if module is not paged_attention:  # whose twin goes from sequence to sequence
-            with without_kernels(module):
-                figures[name]["twin_us"] = round(seconds(call) * 1e6, 1)
-    return figures
+def _bandwidth(s: Sizes, setting: Setting) -> float:
+    rates = []
+    for size in s.copied:
+        source = torch.randint(-100, 100, (size,), dtype=torch.int8, device=setting.device)
+        rates.append(2 * size / seconds([partial(torch.empty_like(source).copy_, source)]))
+    return max(rates)
 
 
-@contextlib.contextmanager
-def without_kernels(module: ModuleType) -> Iterator[None]:
-    """Let an op, and the activation that experts call, run their twins."""
-    with (
-        mock.patch.object(module, "use_triton", lambda x: False),
-        mock.patch.object(activation, "use_triton", lambda x: False),
-    ):
-        yield
+@torch.inference_mode()
+def _rate(s: Sizes, setting: Setting) -> float:
+    a, b = (torch.randn(s.square, s.square, dtype=BF16, device=setting.device) for _ in "ab")
+    return 2 * s.square**3 / seconds([partial(torch.matmul, a, b)])
 
 
-def attentions() -> Iterator[Case]:
-    """Decodes at a context of 4096, their blocks scattered; the bytes are those of keys and values."""
-    pages = CONTEXT // PAGE
-    for batch in (32, 64, 128):
-        cache = torch.randn(2, batch * pages, PAGE, KV_HEADS, HEAD_SIZE, dtype=BF16, device="cuda")
-        blocks = paged_attention.query_blocks([1] * batch, HEADS // KV_HEADS, "cuda")
-        multiprocessors = torch.cuda.get_device_properties(0).multi_processor_count
-        call = partial(
-            paged_attention.paged_attention,
-            torch.randn(batch, HEADS, HEAD_SIZE, dtype=BF16, device="cuda"),
-            *cache,
-            query_starts=torch.arange(batch + 1, dtype=torch.int32, device="cuda"),
-            context_lens=torch.full((batch,), CONTEXT, dtype=torch.int32, device="cuda"),
-            block_tables=torch.randperm(batch * pages, device="cuda").view(batch, pages).int(),
-            blocks=blocks,
-            scale=HEAD_SIZE**-0.5,
-            num_splits=paged_attention.choose_num_splits(blocks, KV_HEADS, CONTEXT, multiprocessors),
-        )
-        yield f"paged_attention decode {batch} x {CONTEXT}", paged_attention, call, cache.numel() * cache.itemsize
+# ---------------------------------------------------------------------- attention
 
 
-def small_ops() -> Iterator[Case]:
-    """What stands between the products of a layer, and the draw; for a batch of decodes and one of prompts."""
-    for count in (64, 4096):
-        x, added = torch.randn(2, count, HIDDEN, dtype=BF16, device="cuda")
-        weight = torch.ones(HIDDEN, dtype=BF16, device="cuda")
-        call: Callable[[], object] = partial(rms_norm.rms_norm, x, weight, 1e-5, late_rounding=False, added=added)
-        yield f"rms_norm {count}", rms_norm, call, 4 * x.numel() * x.itemsize
+def attentions(s: Sizes, setting: Setting) -> Iterator[tuple[str, Case]]:
+    """Decodes: many sequences, one that is split, lengths that differ, a captured grid; and a prefill.
 
-        gates = torch.randn(count, 2 * INNER, dtype=BF16, device="cuda")
-        yield f"gated {count}", activation, partial(activation.gated, gates, "silu"), 3 * count * INNER * 2
-
-        sizes = [HEADS, KV_HEADS, KV_HEADS]
-        qkv = torch.randn(count, sum(sizes), HEAD_SIZE, dtype=BF16, device="cuda")
-        cos, sin = torch.rand(2, 8192, HEAD_SIZE // 2, device="cuda")
-        cache = torch.zeros(2, count, PAGE, KV_HEADS, HEAD_SIZE, dtype=BF16, device="cuda")
-        slots = torch.randperm(count * PAGE, device="cuda")[:count]
-        positions = torch.randint(8192, (count,), device="cuda")
-        call = partial(rope_cache.rotate_and_store, *qkv.split(sizes, dim=1), cos, sin, positions, *cache, slots)
-        yield f"rope_cache {count}", rope_cache, call, 2 * qkv.numel() * qkv.itemsize
-    for count in (1, 64):
-        logits = 4 * torch.randn(count, VOCAB, device="cuda")
-        number = torch.zeros(count, dtype=torch.int64, device="cuda")
-        one = torch.ones(count, device="cuda")
-        for name, top_k, top_p in (("plain", 0, 1.0), ("top-k 50, top-p 0.9", 50, 0.9)):
-            rows = sample.Rows(one, number + top_k, one.double() * top_p, 0 * one, *[number] * 3)
-            call = partial(sample.sample, logits, rows)
-            yield f"sample {name} {count}", sample, call, logits.numel() * logits.itemsize
+    Blocks are scattered.
+    """
+    for batch in s.batches:
+        yield f"attention decode {batch} x {s.context}", decode_case(s, setting, [s.context] * batch)
+    yield f"attention decode 1 x {s.long_context}", decode_case(s, setting, [s.long_context])
+    mixed = [s.long_context, *[s.context // 4] * (s.batches[0] - 1)]
+    yield f"attention decode mixed, 1 x {mixed[0]} + {len(mixed) - 1} x {mixed[1]}", decode_case(s, setting, mixed)
+    for limit in s.limits:
+        name = f"attention decode {FEW} x {s.context}, captured for {limit}"
+        yield name, decode_case(s, setting, [s.context] * FEW, limit)
+    pairs = s.prompt * (s.prompt + 1) // 2  # of a query and a key that it sees
+    make = partial(attention, s, setting, [s.prompt], [s.prompt])
+    size = 2 * s.prompt * (s.heads + s.kv_heads) * s.head_size * BF16.itemsize
+    yield f"attention prefill {s.prompt}", Case(make, size, 4 * s.heads * s.head_size * pairs)
 
 
-def experts() -> Iterator[Case]:
-    """Mixtral 8x7B's experts, two of eight a token."""
-    up = torch.randn(8, 2 * INNER, HIDDEN, dtype=BF16, device="cuda") / HIDDEN**0.5
-    down = torch.randn(8, HIDDEN, INNER, dtype=BF16, device="cuda") / INNER**0.5
-    for count in (1, 64, 1024):
-        share, chosen = torch.softmax(torch.randn(count, 8, device="cuda"), dim=-1).topk(2, dim=-1)
-        x = torch.randn(count, HIDDEN, dtype=BF16, device="cuda")
-        call = partial(moe_matmul.experts, x, up, down, chosen, share, "silu")
-        size = len(chosen.unique()) * (up[0].numel() + down[0].numel()) * up.itemsize
-        yield f"moe_matmul {count}", moe_matmul, call, size
+def decode_case(s: Sizes, setting: Setting, contexts: list[int], limit: int | None = None) -> Case:
+    """A token for each context, in a grid for contexts up to ``limit``; the bytes are those of keys and values."""
+    size = 2 * sum(contexts) * s.kv_heads * s.head_size * BF16.itemsize
+    return Case(partial(attention, s, setting, [1] * len(contexts), contexts, limit), size)
+
+
+def attention(
+    s: Sizes, setting: Setting, query_lens: list[int], contexts: list[int], limit: int | None = None
+) -> Call:
+    """A call over a cache of its own; without ``limit`` the grid is for the longest context there is."""
+    device, longest = setting.device, limit or max(contexts)
+    width = -(-longest // BLOCK_SIZE)
+    used = [-(-context // BLOCK_SIZE) for context in contexts]
+    order = torch.randperm(sum(used), dtype=torch.int32)
+    tables = torch.zeros(len(contexts), width, dtype=torch.int32)
+    for row, blocks in zip(tables, order.split(used), strict=True):
+        row[: len(blocks)] = blocks
+    shape = (2, sum(used), s.kv_heads, BLOCK_SIZE, s.head_size)
+    keys, values = torch.randn(shape, dtype=BF16, device=device)
+    q = torch.randn(sum(query_lens), s.heads, s.head_size, dtype=BF16, device=device)
+    blocks = paged_attention.query_blocks(query_lens, s.heads // s.kv_heads, device)
+    splits = paged_attention.choose_num_splits(blocks, s.kv_heads, longest, _multiprocessors(setting))
+    queries = paged_attention.Queries(
+        torch.tensor([0, *query_lens]).cumsum(0).to(device, torch.int32),
+        torch.tensor(contexts, dtype=torch.int32, device=device),
+        tables.to(device),
+        (paged_attention.Launch(blocks, len(q), splits),),
+    )
+    form = paged_attention.Form(s.head_size**-0.5)
+    return partial(paged_attention.paged_attention, q, (keys, values), queries, form, LIBRARY)
+
+
+def _multiprocessors(setting: Setting) -> int:
+    return 1 if setting.dry else torch.cuda.get_device_properties(0).multi_processor_count
+
+
+# ---------------------------------------------------------------------- between the products of a layer
+
+
+def small_ops(s: Sizes, setting: Setting) -> Iterator[tuple[str, Case]]:
+    """For a step of decodes and one of prompts."""
+    for count in s.tokens:
+        yield f"sum and norm {count}", Case(partial(norm, s, setting, count), 4 * count * s.hidden * BF16.itemsize)
+        yield f"gate {count}", Case(partial(gate, s, setting, count), 3 * count * s.inner * BF16.itemsize)
+        size = 2 * count * (s.heads + 2 * s.kv_heads) * s.head_size * BF16.itemsize
+        yield f"rope and cache {count}", Case(partial(rotation, s, setting, count), size)
+
+
+def norm(s: Sizes, setting: Setting, count: int) -> Call:
+    x, added = torch.randn(2, count, s.hidden, dtype=BF16, device=setting.device)
+    weight = torch.ones(s.hidden, dtype=BF16, device=setting.device)
+    return partial(rms_norm.rms_norm, x, weight, 1e-5, LIBRARY, late_rounding=False, added=added)
+
+
+def gate(s: Sizes, setting: Setting, count: int) -> Call:
+    x = torch.randn(count, 2 * s.inner, dtype=BF16, device=setting.device)
+    return partial(activation.gated, x, "silu", LIBRARY)
+
+
+def rotation(s: Sizes, setting: Setting, count: int) -> Call:
+    device, sizes = setting.device, [s.heads, s.kv_heads, s.kv_heads]
+    q, k, v = torch.randn(count, sum(sizes), s.head_size, dtype=BF16, device=device).split(sizes, dim=1)
+    cos, sin = torch.rand(2, s.context, s.head_size // 2, device=device)
+    num_blocks = -(-count // BLOCK_SIZE) * 2
+    keys, values = torch.zeros(2, num_blocks, s.kv_heads, BLOCK_SIZE, s.head_size, dtype=BF16, device=device)
+    places = rope_cache.Places(
+        torch.randint(s.context, (count,), device=device),
+        torch.randperm(num_blocks * BLOCK_SIZE, device=device)[:count],
+    )
+    return partial(rope_cache.rotate_and_store, q, k, v, (cos, sin), places, (keys, values), LIBRARY)
+
+
+# ---------------------------------------------------------------------- logits to tokens
+
+
+def samplers(s: Sizes, setting: Setting) -> Iterator[tuple[str, Case]]:
+    """Greedy rows, plain draws and each filter; the bytes are those of the logits."""
+    for count in s.rows:
+        for name, temperature, top_k, top_p in (
+            ("greedy", 0.0, 0, 1.0),
+            ("draw", 1.0, 0, 1.0),
+            ("top-k 50", 1.0, 50, 1.0),
+            ("top-p 0.9", 1.0, 0, 0.9),
+            ("top-k 50, top-p 0.9", 1.0, 50, 0.9),
+        ):
+            make = partial(draw, s, setting, count, temperature, top_k, top_p)
+            yield f"sample {count}, {name}", Case(make, 4 * count * s.vocab)
+
+
+def draw(s: Sizes, setting: Setting, count: int, temperature: float, top_k: int, top_p: float) -> Call:
+    number = torch.zeros(count, dtype=torch.int64, device=setting.device)
+    single = torch.zeros(count, device=setting.device)
+    rows = sample.Rows(single + temperature, number + top_k, single.double() + top_p, single, *[number] * 3)
+    return partial(sample.sample, _logits(s, setting, count), rows, LIBRARY)
+
+
+def edits(s: Sizes, setting: Setting) -> Iterator[tuple[str, Case]]:
+    """Masks and penalties on all rows. A penalized row reads its counts, a masked one its bits, and its logits."""
+    for count in s.rows:
+        yield f"mask {count}", Case(partial(mask, s, setting, count), count * s.vocab * 4 + count * s.vocab // 8)
+        yield f"penalties {count}", Case(partial(penalties, s, setting, count), 4 * count * s.vocab)
+
+
+def mask(s: Sizes, setting: Setting, count: int) -> Call:
+    """One token of two is allowed."""
+    rows = torch.arange(count, device=setting.device)
+    shape = (count, edit_logits.num_words(s.vocab))
+    bits = torch.randint(-(1 << 31), (1 << 31) - 1, shape, dtype=torch.int32, device=setting.device)
+    return partial(edit_logits.mask, _logits(s, setting, count), rows, rows, bits, LIBRARY)
+
+
+def penalties(s: Sizes, setting: Setting, count: int) -> Call:
+    """As many tokens as a context has stand in each row; neutral, so that a repetition finds what it found."""
+    device = setting.device
+    rows = torch.arange(count, device=device)
+    counts = torch.zeros(count, s.vocab, dtype=torch.int32, device=device)
+    counts.scatter_(1, torch.randint(s.vocab, (count, s.context), device=device), 1)
+    neutral = edit_logits.Penalties(torch.ones(count, device=device), *torch.zeros(2, count, device=device))
+    return partial(edit_logits.penalize, _logits(s, setting, count), rows, rows, counts, neutral, LIBRARY)
+
+
+def _logits(s: Sizes, setting: Setting, count: int) -> torch.Tensor:
+    return 4 * torch.randn(count, s.vocab, device=setting.device)
+
+
+# ---------------------------------------------------------------------- experts
+
+
+def experts(s: Sizes, setting: Setting) -> Iterator[tuple[str, Case]]:
+    """One token, and the steps above; the bytes are the weights of the experts that somebody takes."""
+    for m in s.mixtures:
+        for count in (1, *s.tokens):
+            of_expert = 3 * m.inner * m.hidden
+            size = min(m.num_experts, count * m.num_chosen) * of_expert * BF16.itemsize
+            operations = 2 * count * m.num_chosen * of_expert if count >= MANY_TOKENS else 0
+            name = f"experts {count}, {m.num_chosen} of {m.num_experts}"
+            yield name, Case(partial(mixture, m, setting, count), size, operations)
+
+
+def mixture(m: Mixture, setting: Setting, count: int) -> Call:
+    """Tokens take experts in turn, so that each gets as many."""
+    device = setting.device
+    up = torch.randn(m.num_experts, 2 * m.inner, m.hidden, dtype=BF16, device=device) / m.hidden**0.5
+    down = torch.randn(m.num_experts, m.hidden, m.inner, dtype=BF16, device=device) / m.inner**0.5
+    chosen = torch.arange(count * m.num_chosen, device=device).view(count, -1) % m.num_experts
+    share = torch.full(chosen.shape, 1 / m.num_chosen, device=device)
+    x = torch.randn(count, m.hidden, dtype=BF16, device=device)
+    return partial(moe_matmul.experts, x, up, down, chosen, share, "silu", LIBRARY)

@@ -1,4 +1,4 @@
-"""The engine as it is on this GPU, decodes captured, against the reference engine beside it."""
+"""The engine as it is on this machine, decodes captured where that can be, against the reference engine beside it."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ import warnings
 import pytest
 import torch
 
-from optimized.cache.paged_cache import PagedCache
+from optimized import OptimizedEngine
+from optimized.runner.local import LocalRunner
 from tandem.engine import EngineRequest
 from tandem.sampling_params import SamplingParams
 from tests.equivalence.answers import run
-from tests.equivalence.helpers import llama_optimized
-from tests.paged.helpers import assert_as_told, foreseeable, poison
+from tests.equivalence.helpers import assert_as_reference, create_optimized, llama_config, llama_optimized, poison
+from tests.gpu.measure_engine import Compilations
 from tests.reference.families import VOCAB
 
-pytestmark = pytest.mark.gpu
+is_cuda = torch.cuda.is_available()
 
 
 def requests() -> list[EngineRequest]:
@@ -24,7 +25,12 @@ def requests() -> list[EngineRequest]:
             request_id=str(i),
             prompt_token_ids=[(3 * j + i % 4) % VOCAB for j in range(10 + 3 * i)],
             sampling=SamplingParams(
-                temperature=i % 3 / 2, top_p=0.9, logprobs=2, prompt_logprobs=1 if i % 4 else None
+                temperature=i % 3 / 2,
+                top_p=0.9,
+                repetition_penalty=1.1 if i % 5 == 0 else 1.0,
+                allowed_token_ids=list(range(10, 60)) if i % 4 == 1 else None,
+                logprobs=2,
+                prompt_logprobs=1 if i % 4 else None,
             ),
             max_tokens=10 + i,
             seed=i,
@@ -33,19 +39,37 @@ def requests() -> list[EngineRequest]:
     ]
 
 
-@pytest.mark.parametrize("overlaps", [False, True])
+def engine(enforce_eager: bool) -> OptimizedEngine:
+    """As a server would build it on a GPU; laid out as for one where there is none."""
+    limits = {"max_num_seqs": 9, "max_num_batched_tokens": 64, "enforce_eager": enforce_eager}
+    return create_optimized(llama_config(), "twins" if is_cuda else "gpu", **limits)
+
+
 @pytest.mark.parametrize("enforce_eager", [False, True])
-def test_it_answers_as_the_reference(enforce_eager: bool, overlaps: bool) -> None:
-    """Whether its steps wait for each other, as reports make them, or not."""
-    optimized = llama_optimized(max_num_seqs=9, max_num_batched_tokens=64, enforce_eager=enforce_eager)
-    assert optimized.info.device.startswith("cuda") and isinstance(optimized.cache, PagedCache)
-    assert (optimized._graphs is None) == enforce_eager
+def test_it_answers_as_the_reference(enforce_eager: bool) -> None:
+    optimized = engine(enforce_eager)
+    runner = optimized.runner
+    assert isinstance(runner, LocalRunner) and runner.info.num_steps_ahead == 1
+    assert optimized.info.device.startswith("cuda" if is_cuda else "cpu")
+    if is_cuda:
+        assert (runner._graphs is None) == enforce_eager
     poison(optimized)
-    asked = [foreseeable(request) for request in requests()] if overlaps else requests()
-    assert_as_told(asked, run(optimized, asked))
+    asked = requests()
+    assert_as_reference(asked, run(optimized, asked))
     optimized.close()
 
 
+@pytest.mark.gpu
+def test_nothing_is_compiled_while_serving() -> None:
+    """Whatever requests ask for: a step that waits for a compiler holds everybody up."""
+    optimized = engine(enforce_eager=False)
+    with Compilations() as compilations:
+        run(optimized, requests())
+    optimized.close()
+    assert compilations.count == 0
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize("repetition_penalty", [1.0, 1.1])
 def test_steps_wait_for_their_tokens_alone(repetition_penalty: float) -> None:
     """Which they do through an event, that this mode of PyTorch does not count."""
