@@ -5,9 +5,9 @@ so that a body that cannot be decoded fails those requests and nothing else. Eve
 types below and nothing else.
 
 A *session* is a stretch of frames between one client and one engine, numbered from 0 in each direction. Whenever a
-frame is missing, comes twice or out of order, the session is over: its open requests fail, the engine drops them, and
-the client says ``Hello`` with the next session's number. A restarted engine, a lost connection and a client that comes
-back after being given up are the same case.
+frame is missing, comes twice or is out of order, the session is over: its open requests fail, the engine drops them,
+and the client says ``Hello`` with the next session's number. A restarted engine, a lost connection and a client that
+comes back after being given up are the same case.
 """
 
 from __future__ import annotations

@@ -48,6 +48,7 @@ from tandem.process.submission import Unreadable, unpack
 IDLE_POLL_MS = 100
 INTAKE_SECONDS = 0.05  # for messages between two steps, however many there are
 PROBE_SECONDS = 1.0  # how soon the requests of a client that has disappeared are dropped, at the latest
+SOCKETS = 2  # that an engine binds
 STOP = b"\x01"  # on the worker's standard input
 FAILED = 1
 
@@ -239,7 +240,8 @@ def _obey(pipe: IO[bytes], loop: EngineLoop, start: Start) -> None:
         loop.stop()
         pipe.read(1)
     if start.endpoint.directory is not None:
-        shutil.rmtree(start.endpoint.directory, ignore_errors=True)
+        for _ in range(SOCKETS + 1):  # the loop may bind a socket there meanwhile, which keeps the directory
+            shutil.rmtree(start.endpoint.directory, ignore_errors=True)
     os._exit(FAILED)
 
 
