@@ -136,6 +136,8 @@ class Connections:
             if not isinstance(header, Bye):
                 return Message(session, header, frames[1:])
             self._end(client)
+        elif header.session > session.number:
+            self._break(client, header.session, "lost its greeting")
         return None  # of a session that is over: the client has failed its requests already
 
     def _greet(self, client: bytes, number: int) -> None:

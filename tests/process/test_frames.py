@@ -12,7 +12,7 @@ from typing import Any, Literal
 import pytest
 import zmq
 import zmq.asyncio
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tandem import SamplingParams
@@ -291,14 +291,16 @@ async def faked() -> AsyncIterator[tuple[FakeEngine, EngineClient]]:
         endpoint = Endpoint.in_directory(Path(directory))
         engine = FakeEngine(context, endpoint)
         beating = asyncio.create_task(engine.heartbeat())
-        async with connected(endpoint, wait=False) as client:
-            hello = await engine.receive(Hello)
-            await engine.send(Welcome(hello.session, 0, 1), INFO)
-            await client.wait_ready()
-            yield engine, client
-        beating.cancel()
-        engine.socket.close()
-        engine.heartbeats.close()
+        try:
+            async with connected(endpoint, wait=False) as client:
+                hello = await engine.receive(Hello)
+                await engine.send(Welcome(hello.session, 0, 1), INFO)
+                await client.wait_ready()
+                yield engine, client
+        finally:  # the context waits for its sockets
+            beating.cancel()
+            engine.socket.close()
+            engine.heartbeats.close()
 
 
 def step(session: int, sequence: int, *request_ids: str, finish_reason: Any = None) -> tuple[Step, StepBody]:
@@ -457,6 +459,7 @@ class Relay:
         st.integers(0, 14), st.sampled_from(["drop", "repeat", "garble header", "garble body"]), max_size=3
     )
 )
+@example({1: "drop", 3: "repeat", 6: "drop"})  # a greeting after the first
 @settings(max_examples=25)
 def test_whatever_is_lost_on_the_way_no_request_hangs_and_the_next_one_works(faults: dict[int, Fault]) -> None:
     async def attempt(client: EngineClient) -> bool:
@@ -477,13 +480,15 @@ def test_whatever_is_lost_on_the_way_no_request_hangs_and_the_next_one_works(fau
                 here = Endpoint(requests=f"ipc://{directory}/requests", heartbeats=supervisor.endpoint.heartbeats)
                 relay = Relay(context, supervisor.endpoint, here, faults)
                 passing = asyncio.create_task(relay.run())
-                async with connected(here) as client:
-                    succeeded = [await attempt(client) for _ in range(6)]
-                    assert succeeded[-1], "in step again"
-                    assert client.num_unfinished == 0
-                    assert all(succeeded) or relay.num_spoilt
-                    await eventually(lambda: client.stats.num_running == 0)
-                passing.cancel()
-                relay.close()
+                try:
+                    async with connected(here) as client:
+                        succeeded = [await attempt(client) for _ in range(6)]
+                        assert succeeded[-1], "in step again"
+                        assert client.num_unfinished == 0
+                        assert all(succeeded) or relay.num_spoilt
+                        await eventually(lambda: client.stats.num_running == 0)
+                finally:  # the context waits for its sockets
+                    passing.cancel()
+                    relay.close()
 
     asyncio.run(scenario())
