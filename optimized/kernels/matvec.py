@@ -58,7 +58,7 @@ class Blocks:
 
 def is_ready(x: torch.Tensor, library: Library) -> bool:
     """Whether the kernel is there, for so many rows."""
-    return len(x) <= MAX_ROWS and library.find(_NATIVE) is not None
+    return x.shape[0] <= MAX_ROWS and library.find(_NATIVE) is not None
 
 
 def matvec(x: torch.Tensor, weight: Blocks, bias: torch.Tensor | None, library: Library) -> torch.Tensor:
@@ -73,9 +73,10 @@ def matvec(x: torch.Tensor, weight: Blocks, bias: torch.Tensor | None, library: 
     """
     run = library.find(_NATIVE)
     assert run is not None and x.dtype == torch.bfloat16 and x.stride(1) == 1
-    y = torch.empty((len(x), weight.num_outputs), dtype=x.dtype)
+    num_rows = x.shape[0]
+    y = torch.empty((num_rows, weight.num_outputs), dtype=x.dtype)
     run(
-        weight.address, x.data_ptr(), x.stride(0), len(x), None if bias is None else bias.data_ptr(),
+        weight.address, x.data_ptr(), x.stride(0), num_rows, None if bias is None else bias.data_ptr(),
         weight.num_outputs, weight.num_inputs, weight.padded_inputs, y.data_ptr(),
     )  # fmt: skip
     return y

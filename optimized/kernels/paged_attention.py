@@ -19,6 +19,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -75,13 +76,18 @@ class Launch(NamedTuple):
 
 class Span(NamedTuple):
     """What a CPU computes together: sequences [first, end), which have the step's tokens [start, stop). Either one
-    chunk, by products of matrices, or tokens each by itself."""
+    chunk, by products of matrices, or tokens each by itself.
+
+    Attributes:
+        arrays: what the CPU kernel is given to find them by, from ``starts`` to their number.
+    """
 
     first: int
     end: int
     start: int
     stop: int
     is_chunk: bool
+    arrays: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -104,24 +110,29 @@ class Queries:
     @cached_property
     def spans(self) -> list[Span]:
         """For a CPU with its kernel."""
-        return self._spans(LONG_CHUNK, LONG_CONTEXT)
+        return [span._replace(arrays=self._arrays(span)) for span in self._spans(LONG_CHUNK, LONG_CONTEXT)]
 
     @cached_property
     def spans_without_kernel(self) -> list[Span]:
         """For a CPU without."""
         return self._spans(2, 0)
 
+    def _arrays(self, span: Span) -> tuple[int, ...]:
+        parts = self.starts[span.first :], self.contexts[span.first :], self.tables[span.first :]
+        return (*(x.data_ptr() for x in parts), self.tables.stride(0), span.end - span.first)
+
     def _spans(self, long_chunk: int, long_context: int) -> list[Span]:
         starts, contexts = self.starts.tolist(), self.contexts.tolist()
+        lengths = [stop - start for start, stop in pairwise(starts)]
         spans: list[Span] = []
-        for i, (start, stop, context) in enumerate(zip(starts, starts[1:], contexts, strict=False)):
-            is_chunk = stop - start >= long_chunk and context > long_context
-            if start == stop:
-                continue
-            if spans and not is_chunk and not spans[-1].is_chunk and spans[-1].end == i:
-                spans[-1] = spans[-1]._replace(end=i + 1, stop=stop)
-            else:
-                spans.append(Span(i, i + 1, start, stop, is_chunk))
+        first = 0  # of the sequences that are in no span yet
+        apart = [i for i, n in enumerate(lengths) if n == 0 or (n >= long_chunk and contexts[i] > long_context)]
+        for i in (*apart, len(lengths)):
+            if first < i:
+                spans.append(Span(first, i, starts[first], starts[i], False))
+            if i < len(lengths) and lengths[i]:
+                spans.append(Span(i, i + 1, starts[i], starts[i + 1], True))
+            first = i + 1
         return spans
 
 
@@ -177,9 +188,8 @@ def paged_attention(
         for launch in queries.launches:
             _launch(q, cache, o, queries, form, launch)
     else:
-        run = library.find(_NATIVE, q.dtype)
-        is_dense = q.is_contiguous() and all(x.is_contiguous() for x in cache)
-        _on_cpu(run if is_dense else None, q, cache, o, queries, form)
+        is_dense = q.is_contiguous() and cache[0].is_contiguous() and cache[1].is_contiguous()
+        _on_cpu(library.find(_NATIVE, q.dtype) if is_dense else None, q, cache, o, queries, form)
     return o
 
 
@@ -194,20 +204,18 @@ def _on_cpu(
     """Sequences by the kernel ``run`` up to where products of matrices are faster; without it, all by products."""
     keys, values = cache
     for span in queries.spans_without_kernel if run is None else queries.spans:
+        if run is not None and not span.is_chunk:
+            run(
+                TYPES[q.dtype], q.data_ptr(), keys.data_ptr(), values.data_ptr(), *span.arrays, q.shape[1],
+                *keys.shape[1:], form.scale, form.softcap or 0.0, form.window or 0, o.data_ptr(),
+            )  # fmt: skip
+            continue
         part, rows = slice(span.first, span.end), slice(span.start, span.stop)
         if span.is_chunk:
             context = int(queries.contexts[span.first])
             attend_chunk(q[rows], cache, queries.tables[span.first], context, form, o[rows])
-        elif run is None:
-            attend_singles(q[rows], cache, queries.tables[part], queries.contexts[part].tolist(), form, o[rows])
         else:
-            run(
-                TYPES[q.dtype], q[rows].data_ptr(), keys.data_ptr(), values.data_ptr(),
-                queries.starts[span.first :].data_ptr(), queries.contexts[part].data_ptr(),
-                queries.tables[part].data_ptr(), queries.tables.stride(0), span.end - span.first, q.shape[1],
-                keys.shape[1], keys.shape[2], q.shape[2], form.scale, form.softcap or 0.0, form.window or 0,
-                o[rows].data_ptr(),
-            )  # fmt: skip
+            attend_singles(q[rows], cache, queries.tables[part], queries.contexts[part].tolist(), form, o[rows])
 
 
 def configuration(head_size: int, dtype: torch.dtype, rows: int) -> tuple[int, int, int]:

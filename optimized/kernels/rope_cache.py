@@ -59,7 +59,7 @@ def rotate_and_store(
     y = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     if use_triton(q):
         _launch(q, k, v, table, places, cache, y)
-    elif (run := library.find(_NATIVE, q.dtype)) and all(x.is_contiguous() for x in cache):
+    elif (run := library.find(_NATIVE, q.dtype)) and cache[0].is_contiguous() and cache[1].is_contiguous():
         _run_native(run, q, k, v, table, places, cache, y)
     else:
         _twin(q, k, v, table, places, cache, y)
@@ -103,9 +103,10 @@ def _run_native(
 ) -> None:
     (cos, sin), (keys, values) = table, cache
     num_tokens, num_heads, d = q.shape
-    assert all(x.stride(2) == 1 and x.stride(1) == d for x in (q, k, v))
+    (q_stride, *q_inner), (k_stride, *k_inner), (v_stride, *v_inner) = q.stride(), k.stride(), v.stride()
+    assert q_inner == k_inner == v_inner == [d, 1]
     run(
-        TYPES[q.dtype], q.data_ptr(), k.data_ptr(), v.data_ptr(), q.stride(0), k.stride(0), v.stride(0),
+        TYPES[q.dtype], q.data_ptr(), k.data_ptr(), v.data_ptr(), q_stride, k_stride, v_stride,
         cos.data_ptr(), sin.data_ptr(), cos.shape[1], places.positions.data_ptr(), places.slots.data_ptr(),
         num_tokens, num_heads, k.shape[1], keys.shape[2], d, y.data_ptr(), keys.data_ptr(), values.data_ptr(),
     )  # fmt: skip

@@ -42,15 +42,14 @@ class Attention:
     def __call__(self, x: torch.Tensor, attend: Attend) -> torch.Tensor:
         """[T, D] → [T, D]."""
         c = self._config
-        q_size, kv_size = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
-        q, k, v = torch.split(self._qkv(x), [q_size, kv_size, kv_size], dim=-1)  # of [T, (H + 2 H_kv) d]
-        if c.qk_norm == "full":
-            assert self._q_norm and self._k_norm
-            q, k = self._q_norm(q), self._k_norm(k)
-        q, k, v = (y.view(len(x), -1, c.head_dim) for y in (q, k, v))  # [T, H or H_kv, d]
-        if c.qk_norm == "head":
-            assert self._q_norm and self._k_norm
-            q, k = self._q_norm(q), self._k_norm(k)
+        heads = self._qkv(x).view(x.shape[0], -1, c.head_dim)  # [T, H + 2 H_kv, d]
+        q, k, v = heads.split_with_sizes((c.num_heads, c.num_kv_heads, c.num_kv_heads), 1)
+        if self._q_norm and self._k_norm:
+            is_full = c.qk_norm == "full"  # over all heads together
+            q, k = (
+                norm(y.flatten(1)).view(y.shape) if is_full else norm(y)
+                for norm, y in ((self._q_norm, q), (self._k_norm, k))
+            )
         return self._o(attend(self._layer, q, k, v))
 
 

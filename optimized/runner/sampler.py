@@ -76,9 +76,9 @@ class PendingTokens:
         """The first error of each row that has one."""
         errors: dict[int, str] = {}
         for check, values in zip(self._checks, greatest, strict=True):
-            for number, value in zip(check.rows, values, strict=True):
-                if not math.isfinite(value):
-                    errors.setdefault(number, check.error)
+            if not all(map(math.isfinite, values)):
+                wrong = (i for i, value in zip(check.rows, values, strict=True) if not math.isfinite(value))
+                errors = dict.fromkeys(wrong, check.error) | errors
         return errors
 
 

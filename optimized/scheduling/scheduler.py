@@ -391,6 +391,8 @@ class Scheduler:
     # ------------------------------------------------------------------ waiting sequences
 
     def _start_waiting(self, work: list[Scheduled], started: list[Sequence], budget: int) -> int:
+        if not self._waiting:
+            return budget
         computed_now = {h for scheduled in work for h in self._hashes_computed_by(scheduled)}
         postponed: list[tuple[Rank, Sequence]] = []
         while self._waiting and budget and self._free_rows and len(postponed) < self.config.max_num_seqs:

@@ -190,6 +190,11 @@ def test_attention_depends_neither_on_neighbours_nor_on_threads(data: Any, threa
         one = paged_attention.Queries(starts[i : i + 2] - starts[i], contexts[i : i + 1], tables[i : i + 1])
         alone = paged_attention.paged_attention(c.q[rows], c.cache, one, form, kernels())
         assert torch.equal(alone, together[rows])
+        for t in range(rows.start, rows.stop):  # as if it were decoded
+            context = contexts[i : i + 1] - (rows.stop - 1 - t)
+            one = paged_attention.Queries(torch.tensor([0, 1], dtype=torch.int32), context, tables[i : i + 1])
+            alone = paged_attention.paged_attention(c.q[t : t + 1], c.cache, one, form, kernels())
+            assert torch.equal(alone[0], together[t])
 
 
 def test_a_nan_spoils_its_own_sequence_alone() -> None:
