@@ -68,16 +68,7 @@ def build_batch(work: list[RowWork]) -> Batch:
     positions: list[int] = []
     rows: list[int] = []
     taken: tuple[list[int], list[int]] = ([], [])
-    for start, (row, i) in enumerate(singles):
-        w = work[i]
-        if w.takes_sampled:
-            taken[0].append(start)
-            taken[1].append(row)
-        token_ids += w.token_ids or (0,)
-        positions.append(w.position)
-        rows.append(row)
-        chunks.append(Chunk(row, start, start + 1, w.position))
-    for _, i in longer:
+    for i in order:
         w, start = work[i], len(token_ids)
         token_ids += w.token_ids
         if w.takes_sampled:
