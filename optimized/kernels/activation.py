@@ -48,7 +48,7 @@ def _twin(x: torch.Tensor, name: Activation) -> torch.Tensor:
     return F.gelu(gate, approximate="tanh" if name == "gelu_tanh" else "none") * up
 
 
-@jit
+@jit()
 def _gated_kernel(  # type: ignore[no-untyped-def]
     p_x, p_y, stride_x, SIZE: tl.constexpr, NAME: tl.constexpr, BLOCK: tl.constexpr
 ):

@@ -11,23 +11,31 @@ import torch
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # Triton's own default, said aloud since 3.9 asks for it
 
 
-def _unchanged(kernel: Callable[..., Any]) -> Callable[..., Any]:
-    """Leave a kernel as a function that nobody calls."""
-    return kernel
-
-
 try:
     import triton
     import triton.language as tl
 
-    jit: Callable[[Callable[..., Any]], Any] = triton.jit
     HAS_TRITON = True
 except ImportError:  # no wheels for this platform: the twins do the work
-    tl, jit, HAS_TRITON = None, _unchanged, False
+    tl, HAS_TRITON = None, False
 
 INTERPRETED = HAS_TRITON and os.environ.get("TRITON_INTERPRET") == "1"
 
 __all__ = ["HAS_TRITON", "INTERPRETED", "ceil_div", "jit", "next_power_of_2", "tl", "use_triton"]
+
+
+def jit(*varying: str) -> Callable[[Callable[..., Any]], Any]:
+    """A kernel of Triton's, or a function that nobody calls.
+
+    Args:
+        varying: integers that differ from step to step. Triton compiles a variant for 1 and one for multiples of 16
+            of all others, and a step must not wait for a compiler.
+    """
+
+    def decorate(kernel: Callable[..., Any]) -> Any:
+        return triton.jit(kernel, do_not_specialize=list(varying)) if HAS_TRITON else kernel
+
+    return decorate
 
 
 def use_triton(x: torch.Tensor) -> bool:

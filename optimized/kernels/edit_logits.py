@@ -131,7 +131,7 @@ def _penalize_twin(
     logits.index_copy_(0, rows, torch.where(c > 0, z - (frequency * c + presence), z))
 
 
-@jit
+@jit()
 def _mask_kernel(  # type: ignore[no-untyped-def]
     p_logits, p_rows, p_slots, p_bits, stride_logits, stride_bits, vocab, BLOCK: tl.constexpr
 ):
@@ -143,7 +143,7 @@ def _mask_kernel(  # type: ignore[no-untyped-def]
     tl.store(p_logits + i_row * stride_logits + i_v, float("-inf"), mask=m_never)
 
 
-@jit
+@jit()
 def _penalize_kernel(  # type: ignore[no-untyped-def]
     p_logits,
     p_rows,

@@ -19,6 +19,8 @@ from optimized.kernels.compat import ceil_div, jit, next_power_of_2, tl, use_tri
 from optimized.kernels.native import Library
 from tandem.models.model_config import Activation
 
+TILES = (16, 32, 64, 128)  # rows
+
 
 @dataclass(frozen=True, slots=True)
 class Routing:
@@ -91,7 +93,12 @@ def route(chosen: torch.Tensor, num_experts: int) -> Routing:
 
 def tile_rows(num_places: int, num_experts: int) -> int:
     """Rows of a tile: about as many as an expert gets, since a tile that is not full wastes its products."""
-    return min(128, max(16, next_power_of_2(ceil_div(num_places, num_experts))))
+    return min(TILES[-1], max(TILES[0], next_power_of_2(ceil_div(num_places, num_experts))))
+
+
+def tokens_by_tile(num_experts: int, num_experts_per_token: int) -> list[int]:
+    """How many tokens have tiles of each size."""
+    return [rows * num_experts // num_experts_per_token for rows in TILES]
 
 
 def configuration(dtype: torch.dtype, rows: int) -> tuple[int, int, int, int]:
@@ -147,7 +154,7 @@ def _multiply(
     )
 
 
-@jit
+@jit()
 def _grouped_matmul_kernel(  # type: ignore[no-untyped-def]
     p_x,
     p_weight,

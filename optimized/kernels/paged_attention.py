@@ -303,7 +303,7 @@ def _launch(
         )
 
 
-@jit
+@jit("num_splits")
 def _attend_kernel(  # type: ignore[no-untyped-def]
     p_q,
     p_k,
@@ -406,7 +406,7 @@ def _attend_kernel(  # type: ignore[no-untyped-def]
     tl.store(p_o + o_head[:, None] * HEAD_SIZE + o_d[None, :], b_o, mask=m_m[:, None] & m_d[None, :])
 
 
-@jit
+@jit("num_splits")
 def _combine_kernel(  # type: ignore[no-untyped-def]
     p_part,
     p_lse,

@@ -125,7 +125,7 @@ def _row_strides(x: torch.Tensor) -> tuple[int, int]:
     return (x.stride(0), x.stride(1)) if x.dim() == 3 else (x.stride(0), 0)
 
 
-@jit
+@jit("num_rows")
 def _rms_norm_kernel(  # type: ignore[no-untyped-def]
     p_x,
     p_added,

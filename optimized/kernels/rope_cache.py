@@ -157,7 +157,7 @@ def _launch(
     )
 
 
-@jit
+@jit()
 def _rotate_and_store_kernel(  # type: ignore[no-untyped-def]
     p_q,
     p_k,
@@ -222,7 +222,7 @@ def _rotate_and_store_kernel(  # type: ignore[no-untyped-def]
         tl.store(p_values + o_value + i_head * stride_values_head + o_d, b_v, mask=m_v)
 
 
-@jit
+@jit()
 def _rotate(  # type: ignore[no-untyped-def]
     p_from,  # [BLOCK_H, 1], first channel of each head
     p_to,

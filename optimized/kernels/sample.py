@@ -178,7 +178,7 @@ def _launch(logits: torch.Tensor, rows: Rows) -> Sampled:
     return Sampled(best.bitwise_not_().bitwise_and_(_LOW), least, greatest)
 
 
-@jit
+@jit()
 def _filter_kernel(  # type: ignore[no-untyped-def]
     p_logits,
     p_temperature,
@@ -224,7 +224,7 @@ def _filter_kernel(  # type: ignore[no-untyped-def]
     tl.store(p_least + i_row, least)
 
 
-@jit
+@jit()
 def _least_kept(  # type: ignore[no-untyped-def]
     p_logits,
     vocab,
@@ -268,27 +268,27 @@ def _least_kept(  # type: ignore[no-untyped-def]
     return _number(high.to(tl.int32))
 
 
-@jit
+@jit()
 def _mass(b_logit, greatest, temperature, left, MASS_SCALE: tl.constexpr):  # type: ignore[no-untyped-def]
     b_z = tl.div_rn(b_logit, temperature)
     b_mass = tl.exp(b_z - tl.div_rn(greatest, temperature)) * MASS_SCALE
     return tl.where(b_z >= left, b_mass, 0.0).to(tl.int64)
 
 
-@jit
+@jit()
 def _order(x):  # type: ignore[no-untyped-def]
     """int32 in the order of the floats ``x``."""
     bits = x.to(tl.int32, bitcast=True)
     return tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
 
 
-@jit
+@jit()
 def _number(order):  # type: ignore[no-untyped-def]
     """The float that ``_order`` maps to ``order``."""
     return tl.where(order < 0, order ^ 0x7FFFFFFF, order).to(tl.float32, bitcast=True)
 
 
-@jit
+@jit()
 def _draw_kernel(  # type: ignore[no-untyped-def]
     p_logits,
     p_temperature,

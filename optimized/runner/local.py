@@ -12,7 +12,9 @@ import torch
 
 from optimized.cache.paged_cache import CacheStep, PagedCache
 from optimized.kernels.compat import HAS_TRITON
+from optimized.kernels.moe_matmul import tokens_by_tile
 from optimized.kernels.native import Build, Library
+from optimized.kernels.paged_attention import SPLIT_SIZE
 from optimized.layers.model import Model
 from optimized.layers.rotary import rotary_tables
 from optimized.layers.weights import fuse
@@ -283,8 +285,14 @@ class LocalRunner:
     def _warm_up(self) -> None:
         """Compile kernels, so that no request waits for it."""
         assert self.model is not None
-        for length in (1, min(WARM_UP_TOKENS, self._config.max_model_len)):
+        config, moe = self._config, self._config.model.moe
+        lengths = {1, WARM_UP_TOKENS}
+        if moe is not None:
+            lengths.update(tokens_by_tile(moe.num_experts, moe.num_experts_per_tok))
+        most = min(config.max_model_len, config.scheduler.max_num_batched_tokens)
+        for length in sorted({min(length, most) for length in lengths}):
             logits = self.model.logits(self._run_alone([0] * length))
+        self._run_alone([0], position=min(SPLIT_SIZE, config.max_model_len - 1))
         all_of_it = SamplingParams(top_k=2, top_p=0.5, presence_penalty=1, allowed_token_ids=[0])
         start = RowStart(0, all_of_it, 0, 0, (), (), 1, [], [0])
         self.rows.start(start)
@@ -309,11 +317,11 @@ class LocalRunner:
         self._put_taken(batch, step.token_ids)
         return self.model.forward(step.token_ids, cache.attend(step), seen)
 
-    def _run_alone(self, token_ids: list[int], seen: Seen | None = None) -> torch.Tensor:
-        """Hidden states [T, D] of one prefill of a cache of its own."""
-        num_blocks = -(-len(token_ids) // self._config.scheduler.block_size)
+    def _run_alone(self, token_ids: list[int], seen: Seen | None = None, position: int = 0) -> torch.Tensor:
+        """Hidden states [T, D] of consecutive tokens in a cache of their own; what is before them is any numbers."""
+        num_blocks = -(-(position + len(token_ids)) // self._config.scheduler.block_size)
         cache = self._new_cache(num_blocks)
-        batch = build_batch([RowWork(0, 0, token_ids, False, 0, [], [])])
+        batch = build_batch([RowWork(0, position, token_ids, False, 0, [], [])])
         tables = torch.zeros((1, cache.max_blocks), dtype=torch.int32)
         tables[0, :num_blocks] = torch.arange(num_blocks)
         return self._run(batch, cache.lay_out(batch, tables), cache, seen)

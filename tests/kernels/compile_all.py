@@ -79,17 +79,25 @@ def source(kernel: Any, args: tuple[Any, ...], options: dict[str, Any]) -> tuple
     attributes: dict[tuple[int, ...], list[list[Any]]] = {}
     for i, parameter in enumerate(kernel.params):
         value = bound.arguments[parameter.name]
-        if parameter.is_constexpr or value is None or (type(value) is int and value == 1):
+        is_fixed = not parameter.do_not_specialize
+        if parameter.is_constexpr or value is None or (is_fixed and type(value) is int and value == 1):
             signature[parameter.name], constants[parameter.name] = "constexpr", value
             continue
         is_tensor = isinstance(value, torch.Tensor)
         signature[parameter.name] = (
             f"*{NAMES[value.dtype]}" if is_tensor else "fp32" if isinstance(value, float) else "i32"
         )
-        if is_tensor or (isinstance(value, int) and value % 16 == 0):
+        if is_tensor or (is_fixed and isinstance(value, int) and value % 16 == 0):
             attributes[(i,)] = [["tt.divisibility", 16]]
     rest = {k: v for k, v in options.items() if k not in kernel.arg_names}
     return ASTSource(kernel, signature, constants, attributes), rest
+
+
+def variants(module: Any, call: Callable[[], object]) -> set[str]:
+    """What Triton would compile for ``call``."""
+    recorders = recorded(module, call)
+    launches = [(recorder.kernel, *launch) for recorder in recorders for launch in recorder.launches]
+    return {source(*launch)[0].hash() for launch in launches}
 
 
 def needs(log: str) -> dict[str, int]:
