@@ -23,6 +23,14 @@ _NATIVE = declare("tandem_rotate_and_store", INT, *[POINTER] * 3, *[INT] * 3, *[
                   *[INT] * 5, *[POINTER] * 3)  # fmt: skip
 
 
+class Heads(NamedTuple):
+    """Queries [T, H, d], keys and values [T, H_kv, d] of a step."""
+
+    q: torch.Tensor
+    k: torch.Tensor
+    v: torch.Tensor
+
+
 class Places(NamedTuple):
     """Where the tokens of a step stand.
 
@@ -56,25 +64,18 @@ def rotate_and_store(
     Returns:
         The rotated queries [T, H, d], contiguous.
     """
-    y = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    x, y = Heads(q, k, v), torch.empty(q.shape, dtype=q.dtype, device=q.device)
     if use_triton(q):
-        _launch(q, k, v, table, places, cache, y)
+        _launch(x, table, places, cache, y)
     elif (run := library.find(_NATIVE, q.dtype)) and cache[0].is_contiguous() and cache[1].is_contiguous():
-        _run_native(run, q, k, v, table, places, cache, y)
+        _run_native(run, x, table, places, cache, y)
     else:
-        _twin(q, k, v, table, places, cache, y)
+        _twin(x, table, places, cache, y)
     return y
 
 
-def _twin(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    table: Table,
-    places: Places,
-    cache: LayerCache,
-    y: torch.Tensor,
-) -> None:
+def _twin(x: Heads, table: Table, places: Places, cache: LayerCache, y: torch.Tensor) -> None:
+    q, k, v = x
     (cos, sin), (keys, values) = table, cache
     c, s = cos[places.positions, None], sin[places.positions, None]  # [T, 1, R/2]
     y.copy_(_rotated(q, c, s))
@@ -92,15 +93,9 @@ def _rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Ten
 
 
 def _run_native(
-    run: Callable[..., None],
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    table: Table,
-    places: Places,
-    cache: LayerCache,
-    y: torch.Tensor,
+    run: Callable[..., None], x: Heads, table: Table, places: Places, cache: LayerCache, y: torch.Tensor
 ) -> None:
+    q, k, v = x
     (cos, sin), (keys, values) = table, cache
     num_tokens, num_heads, d = q.shape
     (q_stride, *q_inner), (k_stride, *k_inner), (v_stride, *v_inner) = q.stride(), k.stride(), v.stride()
@@ -112,15 +107,8 @@ def _run_native(
     )  # fmt: skip
 
 
-def _launch(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    table: Table,
-    places: Places,
-    cache: LayerCache,
-    y: torch.Tensor,
-) -> None:
+def _launch(x: Heads, table: Table, places: Places, cache: LayerCache, y: torch.Tensor) -> None:
+    q, k, v = x
     (cos, sin), (keys, values) = table, cache
     num_tokens, num_heads, head_size = q.shape
     num_kv_heads, half = k.shape[1], cos.shape[1]
