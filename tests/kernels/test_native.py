@@ -230,7 +230,7 @@ def test_rotation_and_write(
     got, want = (torch.full((2, num_blocks, num_kv_heads, block_size, d), float("nan"), dtype=dtype) for _ in "gw")
     y, twin = torch.empty(2, *q.shape, dtype=dtype)
     y = rope_cache.rotate_and_store(q, k, v, table, places, (got[0], got[1]), kernels())
-    rope_cache._twin(q, k, v, table, places, (want[0], want[1]), twin)
+    rope_cache._twin(rope_cache.Heads(q, k, v), table, places, (want[0], want[1]), twin)
     assert_close(y, twin, floor=1.0)
     assert torch.equal(got.isnan(), want.isnan()), "something else was written"
     assert_close(got.nan_to_num(), want.nan_to_num(), floor=1.0)
