@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -57,6 +58,8 @@ class Library:
 
     def __init__(self) -> None:
         self._functions: dict[str, Callable[..., None]] = {}
+        self._waiting: list[weakref.WeakMethod[Callable[[], None]]] = []
+        self._loading = threading.Lock()  # held to become loaded, and to wait for it
 
     @property
     def is_loaded(self) -> bool:
@@ -67,6 +70,14 @@ class Library:
         if dtype is not None and dtype not in TYPES:
             return None
         return self._functions.get(signature.name)
+
+    def when_loaded(self, call: Callable[[], None]) -> None:
+        """Call a method now, or in the thread that loads the functions; nothing is kept alive for it."""
+        with self._loading:
+            if not self.is_loaded:
+                self._waiting.append(weakref.WeakMethod(call))
+                return
+        call()
 
     def load(self, path: Path) -> None:
         """Use the functions of a shared object.
@@ -79,7 +90,12 @@ class Library:
         for name, arguments in _signatures:
             function = functions[name] = getattr(loaded, name)
             function.argtypes, function.restype = arguments, None
-        self._functions = functions
+        with self._loading:
+            self._functions = functions
+        for method in self._waiting:
+            if (call := method()) is not None:
+                call()
+        self._waiting.clear()
 
 
 class Build:

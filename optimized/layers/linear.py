@@ -1,32 +1,78 @@
-"""Products with weights. On a CPU oneDNN wants them reordered once; then it reads them twice as fast."""
+"""Products with weights, each weight in the layout that is fastest on its device."""
 
 from __future__ import annotations
+
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 
-from optimized.kernels import matvec
+from optimized.kernels import matmul
 from optimized.kernels.native import Library
+
+
+class Product(Protocol):
+    """Owns a weight: x [T, inputs] → x Wᵀ + b [T, outputs]."""
+
+    weight: torch.Tensor
+
+    def __call__(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor: ...
+
+
+class Plain:
+    """The weight as checkpoints have it."""
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        self.weight = weight
+
+    def __call__(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        return F.linear(x, self.weight, bias)
+
+
+class Reordered:
+    """As oneDNN wants it on a CPU: it reads such a weight twice as fast."""
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), 1)
+
+    def __call__(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        y: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, bias, "none", [], "")
+        return y
+
+
+class Packed:
+    """For our own product, which reads it faster still."""
+
+    def __init__(self, weight: torch.Tensor, library: Library) -> None:
+        self.weight = matmul.pack(weight)
+        self._num_outputs, self._library = len(weight), library
+
+    def __call__(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        return matmul.matmul(x, self.weight, self._num_outputs, bias, self._library)
 
 
 class Linear:
     """x Wᵀ + b for a weight [outputs, inputs]; owns the weight in whatever layout is fastest."""
 
     def __init__(self, weight: torch.Tensor, library: Library, bias: torch.Tensor | None = None) -> None:
-        self._library = library
-        self._packed = _can_pack(weight)
-        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), 1) if self._packed else weight
-        self._blocks = matvec.Blocks.of(weight, self._weight) if self._packed else None
-        self._bias = bias
+        self._library, self._bias = library, bias
+        self._product: Product
+        if matmul.is_best(weight, library):
+            self._product = Packed(weight, library)
+            return
+        self._product = Reordered(weight) if _can_reorder(weight) else Plain(weight)
+        if not library.is_loaded:
+            library.when_loaded(self._pack)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """[T, inputs] → [T, outputs]."""
-        if self._blocks is not None and matvec.is_ready(x, self._library):
-            return matvec.matvec(x, self._blocks, self._bias, self._library)
-        if self._packed:
-            y: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
-            return y
-        return F.linear(x, self._weight, self._bias)
+        return self._product(x, self._bias)
+
+    def _pack(self) -> None:
+        """Let our own product take over. In another thread than that which multiplies meanwhile."""
+        weight = self._product.weight
+        if matmul.is_best(weight, self._library):
+            self._product = Packed(weight.to_dense() if weight.is_mkldnn else weight, self._library)
 
 
 def linear(weights: dict[str, torch.Tensor], name: str, library: Library) -> Linear:
@@ -34,7 +80,7 @@ def linear(weights: dict[str, torch.Tensor], name: str, library: Library) -> Lin
     return Linear(weights.pop(f"{name}.weight"), library, weights.pop(f"{name}.bias", None))
 
 
-def _can_pack(weight: torch.Tensor) -> bool:
+def _can_reorder(weight: torch.Tensor) -> bool:
     if weight.device.type != "cpu" or not torch._C._has_mkldnn:
         return False
     if weight.dtype == torch.bfloat16:

@@ -114,13 +114,9 @@ BUGS: dict[str, tuple[Callable[[], None], str, str, str]] = {
         "c1 = key.choice, c2 = key.position",
     ),
     "too much passed over": (tests.test_draw, "sample.cpp", "greatest + NOISE_MAX", "greatest"),
-    "blocks not padded": (
-        tests.test_matvec,
-        "matvec.cpp",
-        "weight + first * padded_inputs",
-        "weight + first * num_inputs",
-    ),
-    "pairs mixed up": (tests.test_matvec, "matvec.cpp", "odd * pair[1]", "odd * pair[0]"),
+    "rows of another task": (tests.test_matmul, "matmul.cpp", "from + (start + r) * x_stride", "from + r * x_stride"),
+    "first inputs again": (tests.test_matmul, "matmul.cpp", "block + p * 2 * WIDTH, from", "block, from"),
+    "bias of the first outputs": (tests.test_matmul, "matmul.cpp", "widen(b[first + i])", "widen(b[i])"),
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import platform
 import random
 import shutil
 import subprocess
@@ -21,8 +22,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from optimized import OptimizedEngine
-from optimized.kernels import activation, matvec, native, paged_attention, rms_norm, rope_cache, sample
+from optimized.kernels import activation, matmul, native, paged_attention, rms_norm, rope_cache, sample
 from optimized.kernels.native import Library
+from optimized.layers.linear import Linear
 from optimized.runner.local import LocalRunner
 from optimized.runner.philox import gumbel
 from tandem.config import SchedulerOptions
@@ -247,28 +249,23 @@ def test_penalties(c: edit_logits.Case) -> None:
 
 
 @given(
-    rows=st.integers(1, matvec.MAX_ROWS),
+    rows=st.integers(0, 8) | st.integers(90, 100) | st.just(200),
     outputs=st.sampled_from([1, 63, 64, 65, 200, 1000]),
-    inputs=st.integers(1, 150).map(lambda half: 2 * half),
+    pairs=st.integers(1, 150) | st.integers(2040, 2060),
     has_bias=st.booleans(),
     seed=st.integers(0, 2**31),
 )
-@pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="no bfloat16 in oneDNN on this CPU")
-def test_matvec(rows: int, outputs: int, inputs: int, has_bias: bool, seed: int) -> None:
+def test_matmul(rows: int, outputs: int, pairs: int, has_bias: bool, seed: int) -> None:
     torch.manual_seed(seed)
-    weight, wide = torch.randn(outputs, inputs).bfloat16(), torch.randn(rows, inputs + 5).bfloat16()
+    weight, wide = torch.randn(outputs, 2 * pairs).bfloat16(), torch.randn(rows, 2 * pairs + 5).bfloat16()
     bias = torch.randn(outputs).bfloat16() if has_bias else None
-    packed = torch.ops.mkldnn._reorder_linear_weight(weight, 1)
-    blocks = matvec.Blocks.of(weight, packed)
-    if blocks is None:  # oneDNN has chosen another layout for this size, or on this machine
-        return
-    x = wide[:, :inputs]
-    got = matvec.matvec(x, blocks, bias, kernels())
+    packed, x = matmul.pack(weight), wide[:, : 2 * pairs]
+    got = matmul.matmul(x, packed, outputs, bias, kernels())
     want = x.double() @ weight.double().T + (0 if bias is None else bias.double())
     bound = 2**-8 * want.abs() + 2**-20 * (x.double().abs() @ weight.double().abs().T)  # half a unit; a float32 sum
     assert ((got.double() - want).abs() <= bound).all()
-    for row, alone in zip(got, x, strict=True):
-        assert torch.equal(row, matvec.matvec(alone[None], blocks, bias, kernels())[0])
+    for row in {0, rows // 2, rows - 1} if rows else ():
+        assert torch.equal(got[row], matmul.matmul(x[row : row + 1], packed, outputs, bias, kernels())[0])
 
 
 @settings(max_examples=5 * settings().max_examples)
@@ -335,12 +332,32 @@ def test_filters_of_a_great_vocabulary(
         assert token == other or abs(scores[token] - scores[other]) < 1e-5
 
 
-def test_another_layout_is_not_taken_for_oneDNNs() -> None:
-    weight = torch.randn(128, 64).bfloat16()
-    packed = torch.ops.mkldnn._reorder_linear_weight(weight, 1)
-    assert matvec.Blocks.of(weight.flip(0), packed) is None
-    assert matvec.Blocks.of(weight.flip(1), packed) is None
-    assert matvec.Blocks.of(weight.float(), packed) is None
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="of x86 alone")
+@pytest.mark.parametrize("flag", ["-mno-avx512bf16", "-march=haswell"])
+def test_matmul_of_another_cpu(flag: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "FLAGS", (*native.FLAGS, flag))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    library = Library()
+    native.Build(library).run()
+    assert library.is_loaded
+    monkeypatch.setattr(sys.modules[__name__], "kernels", lambda: library)
+    test_matmul()
+
+
+@given(outputs=st.integers(1, 200), inputs=st.integers(1, 100), dtype=dtypes, seed=st.integers(0, 2**31))
+def test_a_product_goes_on_when_the_library_is_there(
+    outputs: int, inputs: int, dtype: torch.dtype, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    weight, x, bias = (torch.randn(*shape).to(dtype) for shape in ((outputs, inputs), (3, inputs), (outputs,)))
+    library = Library()
+    product = Linear(weight, library, bias)
+    before = product(x)
+    native.Build(library).run()
+    assert library.is_loaded
+    at_once = Linear(weight, library, bias)
+    assert torch.equal(product(x), at_once(x))
+    torch.testing.assert_close(product(x), before, rtol=ULP[dtype], atol=0.1 if dtype != torch.float32 else 1e-4)
 
 
 def test_an_engine_that_uses_them_agrees_with_the_reference() -> None:
