@@ -4,8 +4,8 @@ The weight is packed once, in blocks of 64 outputs: in them pairs of inputs, the
 is multiplied by a pair of inputs that all its lanes share: ``VDPBF16PS`` of AVX512_BF16 where the CPU has it, else
 products in float32.
 
-Times faster on one core of a Zen 5: than oneDNN 1.3 for one row, 1.1 for 16, 1.0 to 1.04 from 64 on; without AVX512_BF16
-1.5 to 3.6; with AVX2 alone, where oneDNN has no bfloat16, than PyTorch's own product 1.3 to 4.
+Times faster on one core of a Zen 5: than oneDNN 1.3 for one row, 1.1 for 16, 1.0 to 1.04 from 64 on; without
+AVX512_BF16 1.5 to 3.6; with AVX2 alone, where oneDNN has no bfloat16, than PyTorch's own product 1.3 to 4.
 """
 
 from __future__ import annotations
