@@ -15,7 +15,8 @@ import threading
 
 def main() -> None:
     directory, *command = sys.argv[1:]
-    compiler = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+    environment = os.environ | {"TMPDIR": directory}  # where a compiler that is killed leaves its files
+    compiler = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, env=environment)
     os.setpriority(os.PRIO_PGRP, compiler.pid, 10)  # it must not get in the way of anyone
 
     is_left = threading.Event()

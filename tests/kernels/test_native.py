@@ -449,6 +449,7 @@ def test_a_damaged_library_is_not_used(empty_cache: Path, caplog: pytest.LogCapt
 
 
 SLOW_COMPILER = """#!/bin/sh
+touch "$TMPDIR/half-done.s"
 echo $$ > {pids}
 sleep 60 &
 echo $! >> {pids}
@@ -458,11 +459,13 @@ wait
 
 @pytest.fixture
 def slow_compiler(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A compiler that notes its process and its child's, and does nothing for a minute."""
+    """A compiler that begins a file, notes its process and its child's, and does nothing for a minute."""
     compiler, pids = empty_cache.parent / "compiler", empty_cache.parent / "pids"
     compiler.write_text(SLOW_COMPILER.format(pids=pids))
     compiler.chmod(0o755)
     monkeypatch.setenv("CXX", str(compiler))
+    (empty_cache / "temporary").mkdir()
+    monkeypatch.setenv("TMPDIR", str(empty_cache / "temporary"))
     return pids
 
 
@@ -486,10 +489,11 @@ def is_running(pid: int) -> bool:
 def assert_gone(processes: list[int], directory: Path) -> None:
     """Within seconds, and nothing is left of them."""
     for _ in range(100):
-        if not any(map(is_running, processes)) and not list(directory.iterdir()):
+        left = [path for path in directory.rglob("*") if path.name != "temporary"]
+        if not left and not any(map(is_running, processes)):
             return
         time.sleep(0.05)
-    raise AssertionError(f"left: {processes}, {list(directory.iterdir())}")
+    raise AssertionError(f"left: {processes}, {left}")
 
 
 def test_closing_ends_a_build_and_nothing_is_loaded_later(slow_compiler: Path, empty_cache: Path) -> None:
