@@ -464,7 +464,7 @@ def slow_compiler(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     compiler.write_text(SLOW_COMPILER.format(pids=pids))
     compiler.chmod(0o755)
     monkeypatch.setenv("CXX", str(compiler))
-    (empty_cache / "temporary").mkdir()
+    (empty_cache / "temporary").mkdir(parents=True)
     monkeypatch.setenv("TMPDIR", str(empty_cache / "temporary"))
     return pids
 
