@@ -247,7 +247,7 @@ def _views(buffer: torch.Tensor, layout: Layout, launches: tuple[Launch, ...]) -
     arrays = views(buffer, layout)
     arrays, tables = arrays[:_NUM_ARRAYS], arrays[_NUM_ARRAYS:]
     own = tuple(
-        launch._replace(blocks=QueryBlocks(table, launch.blocks.rows, launch.blocks.group))
+        launch._replace(blocks=QueryBlocks(table, launch.blocks.num_rows, launch.blocks.group))
         for launch, table in zip(launches, tables, strict=True)
     )
     return _step(arrays, own, buffer, layout)

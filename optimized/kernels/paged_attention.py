@@ -45,18 +45,18 @@ class QueryBlocks:
     Attributes:
         table: int32 [B, 2] on the device: the sequence, and the first of its tokens in this step. Sequence -1 is
             unused: a captured graph is replayed over a table of fixed length.
-        rows: of a block (BLOCK_M): tokens times the query heads of one key-value head.
+        num_rows: of a block (BLOCK_M): tokens times the query heads of one key-value head.
         group: query heads of a key-value head.
     """
 
     table: torch.Tensor
-    rows: int
+    num_rows: int
     group: int
 
     @property
     def tokens(self) -> int:
         """Of a block."""
-        return self.rows // self.group
+        return self.num_rows // self.group
 
 
 class Launch(NamedTuple):
@@ -163,7 +163,7 @@ def query_blocks(
 
 def choose_num_splits(blocks: QueryBlocks, num_kv_heads: int, max_context: int, num_multiprocessors: int) -> int:
     """Into how many parts the keys are cut: one, unless blocks of decodes × heads leave multiprocessors idle."""
-    if blocks.rows >= PREFILL_ROWS or len(blocks.table) * num_kv_heads >= num_multiprocessors:
+    if blocks.num_rows >= PREFILL_ROWS or len(blocks.table) * num_kv_heads >= num_multiprocessors:
         return 1
     return max(1, ceil_div(max_context, SPLIT_SIZE))
 
@@ -243,7 +243,7 @@ def _launch(
     (keys, values), blocks, num_splits = cache, launch.blocks, launch.num_splits
     (_, num_heads, head_size), (num_kv_heads, block_size) = q.shape, keys.shape[1:3]
     block_d = max(16, next_power_of_2(head_size))
-    block_n, num_warps, num_stages = configuration(head_size, q.dtype, blocks.rows)
+    block_n, num_warps, num_stages = configuration(head_size, q.dtype, blocks.num_rows)
     scale, softcap, window = form.scale, form.softcap, form.window or 0
     is_split = num_splits > 1
     part = o
@@ -277,7 +277,7 @@ def _launch(
         HAS_SOFTCAP=softcap is not None,
         SPLIT=SPLIT_SIZE if is_split else 0,
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
-        BLOCK_M=blocks.rows,
+        BLOCK_M=blocks.num_rows,
         BLOCK_N=block_n,
         BLOCK_D=block_d,
         num_warps=num_warps,

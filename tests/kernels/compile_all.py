@@ -122,7 +122,7 @@ def attention(dtype: torch.dtype) -> Iterator[Case]:
                     (paged_attention.Launch(blocks, query_len, num_splits),),
                 )
                 yield (
-                    f"d={head_size} rows={blocks.rows} splits={num_splits} window={window}",
+                    f"d={head_size} rows={blocks.num_rows} splits={num_splits} window={window}",
                     paged_attention,
                     partial(
                         paged_attention.paged_attention,
