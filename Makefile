@@ -17,8 +17,8 @@ lint: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Measurements on random weights, for a quiet machine: ARGS="kernels|engines|prefix|step|speculation …"; kernels, then
-# engines if none is named.
+# Measurements on random weights, for a quiet machine: ARGS="kernels|engines|prefix|step|speculation|front …"; kernels,
+# then engines if none is named.
 bench: $(VENV)/installed-dev
 	$(BIN)/python -m tests.benchmarks $(ARGS)
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from tandem.text.tokenizer import Tokenizer
-
-CACHED_TOKENS = 2**16
+from tandem.text.tokenizer import CACHED_TOKENS, Tokenizer
 
 
 class Vocabulary:
@@ -15,7 +13,7 @@ class Vocabulary:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self.special_token_ids = tokenizer.special_token_ids
-        self.bytes = lru_cache(CACHED_TOKENS)(tokenizer.token_bytes)
+        self.bytes = tokenizer.token_bytes
         self.text = lru_cache(CACHED_TOKENS)(self._text)
 
     def name(self, token_id: int, as_id: bool) -> str:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from tandem.text.token_lengths import longest_token
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 SPECIAL_ROLES = {f"{role}_token" for role in ("bos", "eos", "unk", "pad", "sep", "cls", "mask")}
 CONVERSION_SECONDS = 300.0
+CACHED_TOKENS = 2**16  # whose bytes are remembered: they are asked for with each token of each answer
 # Runs in a process of its own, because it imports transformers and with it torch.
 _CONVERT = """
 import resource, sys
@@ -67,6 +68,7 @@ class Tokenizer:
         )
         self._longest_token = longest_token(spec, fast.get_vocab())
         self._is_byte_level = _decodes_byte_level(spec["decoder"])
+        self._bytes = lru_cache(CACHED_TOKENS)(self._find_bytes)
 
     @classmethod
     def from_directory(cls, path: str | Path) -> Tokenizer:
@@ -146,13 +148,16 @@ class Tokenizer:
 
     def token_bytes(self, token_id: int) -> bytes:
         """What a token contributes to the output, as bytes: possibly a part of a character."""
-        if (added := self._added.get(token_id)) is not None:
-            return str(added.content).encode()
-        return self._piece_bytes(self.token(token_id))
+        return self._bytes(token_id)
 
     def token_text(self, token_id: int) -> str:
         """``token_bytes`` as text; bytes that are no whole character become replacement characters."""
         return self.token_bytes(token_id).decode("utf-8", errors="replace")
+
+    def _find_bytes(self, token_id: int) -> bytes:
+        if (added := self._added.get(token_id)) is not None:
+            return str(added.content).encode()
+        return self._piece_bytes(self.token(token_id))
 
     def _piece_bytes(self, piece: str) -> bytes:
         if self._is_byte_level:

@@ -6,7 +6,7 @@ Without a word: ``kernels``, then ``engines``.
 import sys
 from importlib import import_module
 
-PROGRAMS = ("kernels", "engines", "prefix", "step", "speculation")
+PROGRAMS = ("kernels", "engines", "prefix", "step", "speculation", "front")
 
 if __name__ == "__main__":
     words = sys.argv[1:]

@@ -11,8 +11,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.server.conftest import MODEL
+from tests.server.likeness import assert_same
 from tests.server.process import ServerProcess
-from tests.server.test_same_answers import assert_same
 
 GUESS = '{"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_min": 1}'
 REPETITIVE = "the quick brown fox the quick brown fox the quick"
