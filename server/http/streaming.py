@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from server.errors import ApiError, ClientGoneError, api_error
 from server.intake.pool import WorkPool
@@ -135,32 +135,30 @@ class EventStream(Response, Generic[E]):
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         try:
             with self._waking():
-                async for data in self._data():
-                    await send({"type": "http.response.body", "body": data, "more_body": True})
+                await self._send_events(send)
         except Exception as error:
             if not isinstance(error, TandemError):
                 logger.exception("a stream failed")
-            data = self._dialect.error(api_error(error))
-            await send({"type": "http.response.body", "body": data, "more_body": True})
+            await send(_part(self._dialect.error(api_error(error))))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _data(self) -> AsyncIterator[bytes]:
+    async def _send_events(self, send: Send) -> None:
         source, clock = self._source, asyncio.get_running_loop().time
         if data := self._dialect.begin():
-            yield data
+            await send(_part(data))
         events = self._first
         while True:
             for start in range(0, len(events), MAX_EVENTS):
                 if data := await self._write(events[start : start + MAX_EVENTS]):
                     self._sent_at = clock()
-                    yield data
+                    await send(_part(data))
             if not events:
                 self._sent_at = clock()
-                yield self._silence
+                await send(_part(self._silence))
             if source.finished:
                 break
             events = await source.next()
-        yield self._dialect.end()
+        await send(_part(self._dialect.end()))
 
     async def _write(self, events: Sequence[E]) -> bytes:
         return await self._pool.run(self._dialect.size(events), self._dialect.events, events)
@@ -184,3 +182,7 @@ class EventStream(Response, Generic[E]):
         if left <= 0:
             self._source.wake()
         self._wake_when_silent(left if left > 0 else SILENCE_SECONDS)
+
+
+def _part(data: bytes) -> Message:
+    return {"type": "http.response.body", "body": data, "more_body": True}

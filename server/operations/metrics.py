@@ -14,8 +14,9 @@ from typing import get_args
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, Summary
 
 from server.operations.engine_metrics import ENGINE, LABELS, EngineCollector, EngineView
+from server.operations.token_metrics import TokenMetrics
 from tandem.engine import EngineRequest, EngineStats, FinishReason
-from tandem.events import AnyEvent, CallNotParsed, ChoiceEnded, TokensSampled, ToolCallBegun
+from tandem.events import AnyEvent, CallNotParsed, ChoiceEnded, TextDelta, TokensSampled, ToolCallBegun
 
 SOURCES = ("local_compute", "local_cache_hit")
 REJECTIONS = (  # status and code of answers that say: not now
@@ -60,7 +61,8 @@ class Metrics:
             "vllm:prompt_tokens_by_source", "Prompt tokens, by where their keys and values are from",
             ("source",), [(source,) for source in SOURCES],
         )  # fmt: skip
-        self.generation_tokens = self._counter("vllm:generation_tokens", "Tokens generated")
+        self.tokens = TokenMetrics(model_name, TOKEN_SECONDS)
+        self.registry.register(self.tokens)
         self.reasoning_tokens = self._counter("tandem:reasoning_tokens", "Of these, those of thoughts")
         self.tool_calls = self._counter("tandem:tool_calls", "Tool calls begun")
         self.not_parsed = self._counter("tandem:tool_calls_not_parsed", "Texts that began like a tool call in vain")
@@ -75,7 +77,6 @@ class Metrics:
         self.first_token = self._histogram(
             "time_to_first_token_seconds", "Arrival to first token", FIRST_TOKEN_SECONDS
         )
-        self.between_tokens = self._histogram("inter_token_latency_seconds", "Token to token", TOKEN_SECONDS)
         self.per_token = self._histogram(
             "request_time_per_output_token_seconds", "Mean time per token after the first, by request", TOKEN_SECONDS
         )
@@ -169,9 +170,11 @@ class Meter:
         """Take what has just come."""
         for event in events:
             match event:
-                case TokensSampled(choice=choice):
+                case TextDelta():  # most events are one
+                    pass
+                case TokensSampled(choice, token_ids):
                     self._prompt_of[choice].begun(event.num_cached_tokens)
-                    self._timers[choice].sampled(len(event.token_ids), event.scheduled_time)
+                    self._timers[choice].sampled(len(token_ids), event.scheduled_time)
                 case ToolCallBegun():
                     self._metrics.tool_calls.inc()
                 case CallNotParsed():
@@ -236,14 +239,13 @@ class ChoiceTimer:
     def sampled(self, count: int, scheduled: float) -> None:
         """So many tokens have come."""
         metrics, now = self._metrics, time.monotonic()
-        metrics.generation_tokens.inc(count)
         self._scheduled = scheduled or self._scheduled
         if self.num_tokens == 0:
             self._first = now
+            metrics.tokens.first(count)
             metrics.first_token.observe(now - self._arrival)
         else:
-            for _ in range(count):
-                metrics.between_tokens.observe((now - self._latest) / count)
+            metrics.tokens.next(count, now - self._latest)
         self._latest = now
         self.num_tokens += count
 

@@ -154,30 +154,27 @@ class BeamStream:
         self._choices = [[r.request_id for r in requests[first : first + params.width]] for first in firsts]
         self._searches = {i: BeamSearch(requests[first], params) for i, first in enumerate(firsts)}
         self._seen: dict[int, EngineOutput] = {}  # the first output of each prompt
+        self._outputs: dict[str, EngineOutput] = {}  # of the step under way
+        self._found: list[EngineOutput] = []
+        self._error: Exception | None = None
+        self._listener: Callable[[], None] | None = None
         self._stream = self._submit()
 
     @property
     def finished(self) -> bool:
-        """Whether all answers have been fetched."""
-        return not self._searches
+        """Whether all answers have been taken; False while there is an error to raise."""
+        return not self._searches and not self._found and self._error is None
 
-    async def next(self) -> list[EngineOutput]:
-        """The answers of the next prompts that are done; at least one. Raises as ``OutputStream.next``."""
-        while True:
-            outputs: dict[str, EngineOutput] = {}
-            while not self._stream.finished:
-                outputs |= {output.request_id: output for output in await self._stream.next()}
-            for i, search in self._searches.items():
-                self._seen.setdefault(i, outputs[search.requests()[0].request_id])
-                search.take(outputs)
-            done = [i for i, search in self._searches.items() if search.is_done]
-            answers = [answer for i in done for answer in self._answers(i)]
-            for i in done:
-                del self._searches[i]
-            if self._searches:
-                self._stream = self._submit()
-            if answers:
-                return answers
+    def listen(self, listener: Callable[[], None]) -> None:
+        """As ``OutputStream.listen``."""
+        self._listener = listener
+
+    def take(self) -> list[EngineOutput]:
+        """The answers of the prompts that are done. Raises as ``OutputStream.take``."""
+        found, self._found = self._found, []
+        if self._error is not None and not found:
+            raise self._error
+        return found
 
     def abort(self, request_ids: Iterable[str] | None = None) -> None:
         """Stop; part of a search cannot be stopped, and goes on."""
@@ -186,7 +183,33 @@ class BeamStream:
             self._stream.abort()
 
     def _submit(self) -> OutputStream:
-        return self._client.submit([r for search in self._searches.values() for r in search.requests()])
+        stream = self._client.submit([r for search in self._searches.values() for r in search.requests()])
+        stream.listen(self._advance)
+        return stream
+
+    def _advance(self) -> None:
+        """Take outputs; once all of a step are there, go a token further."""
+        if not self._searches:
+            return
+        try:
+            self._outputs |= {output.request_id: output for output in self._stream.take()}
+            if self._stream.finished:
+                self._step()
+        except Exception as error:  # the listener's to handle
+            self._error = error
+        if self._listener is not None and (self._found or self._error):
+            self._listener()
+
+    def _step(self) -> None:
+        outputs, self._outputs = self._outputs, {}
+        for i, search in self._searches.items():
+            self._seen.setdefault(i, outputs[search.requests()[0].request_id])
+            search.take(outputs)
+        for i in [i for i, search in self._searches.items() if search.is_done]:
+            self._found += self._answers(i)
+            del self._searches[i]
+        if self._searches:
+            self._stream = self._submit()
 
     def _answers(self, prompt: int) -> list[EngineOutput]:
         first = self._seen[prompt]

@@ -24,10 +24,14 @@ class Stream(Protocol):
 
     @property
     def finished(self) -> bool:
-        """Whether all outputs have been fetched."""
+        """Whether all outputs have been taken."""
         ...
 
-    async def next(self) -> list[EngineOutput]:
+    def listen(self, listener: Callable[[], None]) -> None:
+        """Have ``listener`` called whenever there is something to take."""
+        ...
+
+    def take(self) -> list[EngineOutput]:
         """Those since the last call."""
         ...
 
@@ -39,8 +43,9 @@ class Stream(Protocol):
 class Generation:
     """All choices of one request while they are generated.
 
-    It is a task of its own and goes on whoever reads, and as fast as the engine does: its life is its owner's, not a
-    connection's. Events that nobody has read yet wait together. Whoever stops early must call ``abort``.
+    It goes on whoever reads, and as fast as the engine does: its life is its owner's, not a connection's. What a step
+    brought becomes events as soon as it comes; those that nobody has read yet wait together. Whoever stops early must
+    call ``abort``.
 
     Attributes:
         choices: their counts so far.
@@ -53,7 +58,8 @@ class Generation:
         self._events: list[AnyEvent] = []
         self._error: Exception | None = None
         self._news = asyncio.Event()
-        self._task = asyncio.create_task(self._run())
+        self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        stream.listen(self._advance)
 
     async def next(self) -> list[AnyEvent]:
         """What came since the last call; nothing if the reader was woken. Call only while not ``finished``.
@@ -66,14 +72,14 @@ class Generation:
         events, self._events = self._events, []
         if not events and self._error is not None:
             raise self._error
-        if not self._task.done():
+        if not self._ended.done():
             self._news.clear()
         return events
 
     @property
     def finished(self) -> bool:
         """Whether every choice has ended and every event has been read; False while ``next`` has an error."""
-        return self._task.done() and not self._events and self._error is None
+        return self._ended.done() and not self._events and self._error is None
 
     async def __aiter__(self) -> AsyncIterator[list[AnyEvent]]:
         """All events; raises as ``next``."""
@@ -87,31 +93,39 @@ class Generation:
 
     def abort(self) -> None:
         """Stop the choices that have not ended, and forget what is unread; any number of times."""
-        self._task.cancel()
-        self._stream.abort()
+        self._end()
         self._events.clear()
 
     async def ended(self) -> None:
         """Wait for the end, whatever it is; what has not been read may be read after it."""
-        await asyncio.wait([self._task])
+        await asyncio.wait([self._ended])
 
     def add_done_callback(self, callback: Callable[[Exception | None], None]) -> None:
         """Have ``callback`` called once it has ended, with the error that ended it, if any did."""
-        self._task.add_done_callback(lambda _: callback(self._error))
+        self._ended.add_done_callback(lambda _: callback(self._error))
 
-    async def _run(self) -> None:
+    def _advance(self) -> None:
+        """Make events of what has come."""
+        if self._ended.done():
+            return
         try:
-            while not self._stream.finished:
-                events, stopped = self.choices.take(await self._stream.next())
+            while outputs := self._stream.take():
+                events, stopped = self.choices.take(outputs)
                 if stopped:
                     self._stream.abort(stopped)
                 self._observe(events)
                 self._put(events)
+            if not self._stream.finished:
+                return
         except Exception as error:  # the reader's to handle
             self._error = error
-        finally:
-            self._stream.abort()
-            self._news.set()
+        self._end()
+
+    def _end(self) -> None:
+        if not self._ended.done():
+            self._ended.set_result(None)
+        self._stream.abort()
+        self._news.set()
 
     def _put(self, events: Sequence[AnyEvent]) -> None:
         """Have events read. One choice that fails takes its request along, after what came before."""

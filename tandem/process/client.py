@@ -71,7 +71,7 @@ _decode_heartbeat: Callable[[bytes], Heartbeat] = decoder(Heartbeat)
 
 
 class OutputStream:
-    """What the engine yields for some requests; outputs that nobody has fetched yet are fetched together."""
+    """What the engine yields for some requests; outputs that nobody has taken yet are taken together."""
 
     def __init__(self, client: EngineClient, request_ids: Iterable[str]) -> None:
         self._client = client
@@ -79,25 +79,37 @@ class OutputStream:
         self._outputs: list[EngineOutput] = []
         self._error: EngineError | None = None
         self._news = asyncio.Event()
+        self._listener: Callable[[], None] | None = None
 
     @property
     def finished(self) -> bool:
-        """Whether every request has ended and its last output has been fetched; False while ``next`` has an error."""
+        """Whether all requests have ended and all has been taken; False while there is an error to raise."""
         return not self._open and not self._outputs and self._error is None
 
-    async def next(self) -> list[EngineOutput]:
-        """All outputs since the last call, in order; at least one. Call only while not ``finished``.
+    def listen(self, listener: Callable[[], None]) -> None:
+        """Have ``listener`` called, from the event loop, once for each step that brought something, and for an error.
+
+        It takes what has come, and must not raise.
+        """
+        self._listener = listener
+
+    def take(self) -> list[EngineOutput]:
+        """All outputs since the last call, in order; possibly none.
 
         Raises:
-            EngineError: the engine, or the connection to it, was lost before the requests ended.
+            EngineError: all has been taken, and the engine, or the connection to it, was lost before the requests
+                ended.
         """
-        await self._news.wait()
-        self._news.clear()
         outputs, self._outputs = self._outputs, []
-        if self._error is not None:
-            self._news.set()
-            if not outputs:
-                raise self._error
+        if self._error is not None and not outputs:
+            raise self._error
+        return outputs
+
+    async def next(self) -> list[EngineOutput]:
+        """Wait for outputs; at least one. Call only while not ``finished``. Raises as ``take``."""
+        while not (outputs := self.take()):
+            self._news.clear()
+            await self._news.wait()
         return outputs
 
     def abort(self, request_ids: Iterable[str] | None = None) -> None:
@@ -110,12 +122,16 @@ class OutputStream:
         self._outputs.append(output)
         if output.finish_reason is not None:
             self._open.discard(output.request_id)
-        self._news.set()
 
     def _fail(self, error: EngineError) -> None:
         self._open.clear()
         self._error = error
+
+    def _tell(self) -> None:
+        """There is something to take."""
         self._news.set()
+        if self._listener is not None:
+            self._listener()
 
 
 class EngineClient:
@@ -299,12 +315,15 @@ class EngineClient:
             return
         requests, self._unsent = self._unsent, []
         packed = pack(requests)
-        for request_id, reason in packed.refused.items():
-            error = f"the request cannot be sent to the engine: {reason}"
-            self._dispatch(EngineOutput(request_id, [], finish_reason="error", error=error))
         if packed.prompts:
             header = Add(self._session, self._sent, len(packed.shared), packed.request_ids)
             self._send(header, *packed.shared, *packed.prompts)
+        self._deliver(
+            EngineOutput(
+                request_id, [], finish_reason="error", error=f"the request cannot be sent to the engine: {why}"
+            )
+            for request_id, why in packed.refused.items()
+        )
 
     def _abort(self, request_ids: set[str]) -> None:
         known = [request_id for request_id in request_ids if self._streams.pop(request_id, None) is not None]
@@ -371,8 +390,7 @@ class EngineClient:
             self._fail_unreadable(header.request_ids, error)
             return
         self._stats = step.stats
-        for output in step.outputs:
-            self._dispatch(output)
+        self._deliver(step.outputs)
         if self.on_step is not None and step.stats.num_steps != self._num_steps:
             self._num_steps = step.stats.num_steps
             self.on_step(step.stats)
@@ -396,16 +414,21 @@ class EngineClient:
         open_ids = [request_id for request_id in request_ids if request_id in self._streams]
         if open_ids:
             self._send(Abort(*self._number(), open_ids))
-        for request_id in open_ids:
-            self._dispatch(EngineOutput(request_id, [], finish_reason="error", error=reason))
+        self._deliver([EngineOutput(i, [], finish_reason="error", error=reason) for i in open_ids])
 
-    def _dispatch(self, output: EngineOutput) -> None:
-        stream = self._streams.get(output.request_id)
-        if stream is None:  # aborted while the output was on its way
-            return
-        if output.finish_reason is not None:
-            del self._streams[output.request_id]
-        stream._put(output)
+    def _deliver(self, outputs: Iterable[EngineOutput]) -> None:
+        """Hand out what came together, and only then tell: whoever is told may submit and abort."""
+        told: dict[OutputStream, None] = {}
+        for output in outputs:
+            stream = self._streams.get(output.request_id)
+            if stream is None:  # aborted while the output was on its way
+                continue
+            if output.finish_reason is not None:
+                del self._streams[output.request_id]
+            stream._put(output)
+            told[stream] = None
+        for stream in told:
+            stream._tell()
 
     # ------------------------------------------------------------------ losing the engine, or the connection to it
 
@@ -420,14 +443,16 @@ class EngineClient:
 
     def _fail(self, error: EngineError) -> None:
         """Fail all that is open."""
-        streams, self._streams = self._streams, {}
-        for stream in set(streams.values()):
-            stream._fail(error)
+        streams, self._streams = set(self._streams.values()), {}
         calls, self._calls = self._calls, {}
         for answer in calls.values():
             if not answer.done():
                 answer.set_exception(error)
         self._unsent.clear()
+        for stream in streams:
+            stream._fail(error)
+        for stream in streams:
+            stream._tell()
 
     def _on_supervisor(self, status: EngineStatus) -> None:
         """The engine's process has died, or is there again, which only its welcome makes certain."""

@@ -52,9 +52,7 @@ class Plain:
 class Slow(Scripted):
     """Waits for a while before each output."""
 
-    async def next(self) -> Any:
-        await asyncio.sleep(0.25)
-        return await super().next()
+    pause = 0.25
 
 
 def streamed(stream: Any) -> list[bytes]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import pytest
@@ -177,18 +177,33 @@ def test_any_cut_of_the_tokens_tells_the_same(text: str, cuts: list[int], includ
 
 
 class Scripted:
-    """Stands for a client's stream: hands out what the script says, raises its exceptions."""
+    """Stands for a client's stream: hands out what the script says, a step at a time, and raises its exceptions."""
+
+    pause = 0.0  # before each
 
     def __init__(self, script: list[list[EngineOutput] | Exception]) -> None:
         self._script = script
+        self._has_come = False
         self.aborted: list[Any] = []
 
     @property
     def finished(self) -> bool:
         return not self._script
 
-    async def next(self) -> list[EngineOutput]:
-        await asyncio.sleep(0)
+    def listen(self, listener: Callable[[], None]) -> None:
+        self._listener = listener
+        asyncio.get_running_loop().call_later(self.pause, self._tell)
+
+    def _tell(self) -> None:
+        self._has_come = True
+        self._listener()
+        if self._script:
+            asyncio.get_running_loop().call_later(self.pause, self._tell)
+
+    def take(self) -> list[EngineOutput]:
+        if not self._has_come:
+            return []
+        self._has_come = False
         step = self._script.pop(0)
         if isinstance(step, Exception):
             raise step
