@@ -1,4 +1,4 @@
-"""What is measured at every token: kept as plain numbers, since a client library's counters take microseconds each."""
+"""What is measured at every token, kept as plain numbers: a client library's counters take microseconds each."""
 
 from __future__ import annotations
 
