@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
+from pathlib import Path
 
 import httpx
 import pytest
@@ -12,6 +15,7 @@ from server.config import ServerConfig
 from server.middleware.gate import OPEN_PATHS
 from server.state import ServerState
 from tandem.errors import ConfigError
+from tests.server.conftest import MODEL
 from tests.server.process import ServerProcess, raw
 
 OPEN = {"/health", "/ping", "/version", "/metrics"}
@@ -113,3 +117,27 @@ def test_white_space_around_a_key_is_no_part_of_it(key: str) -> None:
 def test_keys_that_cannot_be_sent_are_refused(key: str) -> None:
     with pytest.raises(ConfigError, match="--api-key"):
         ServerConfig(api_keys=("fine", key))
+
+
+def test_nothing_is_guarded_by_assertions(model_dir: Path) -> None:
+    """``python -O`` leaves them out."""
+    command = (sys.executable, "-O", "-m", "tandem.cli", "serve")
+    options = ("--api-key", "first-key", "--served-model-name", MODEL)
+    with ServerProcess(model_dir, *options, command=command) as server:
+        chat = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 1}
+        assert server.post("/v1/chat/completions", chat).status_code == 401
+        own = {"authorization": "Bearer first-key"}
+        assert server.post("/v1/chat/completions", chat, headers=own).status_code == 200
+        for wrong, param in (
+            ({"chat_template": "{{ 1 }}"}, "chat_template"),
+            ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs"),
+            ({"logit_bias": {"9999999": 1}}, "logit_bias"),
+            ({"n": 10**9}, "n"),
+            ({"request_id": "a\r\nb"}, "request_id"),
+        ):
+            refused = server.post("/v1/chat/completions", chat | wrong, headers=own)
+            assert refused.status_code == 400 and refused.json()["error"]["param"].startswith(param), refused.text
+    refused = subprocess.run(
+        [*command, str(model_dir), "--trust-remote-code"], capture_output=True, text=True, timeout=60
+    )
+    assert refused.returncode == 1 and "--trust-remote-code" in refused.stderr

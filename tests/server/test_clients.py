@@ -15,7 +15,19 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.server.conftest import MODEL
 from tests.server.process import CHAT, ENDLESS, ServerProcess, connect, events, eventually, send
+
+RESPONSE: dict[str, Any] = {"input": "hi", "max_output_tokens": 3900, "ignore_eos": True}
+MESSAGE: dict[str, Any] = {
+    "messages": [{"role": "user", "content": "hi"}], "max_tokens": 3900, "system": "", "model": MODEL,
+}  # fmt: skip
+PATHS = {  # by a field that only bodies of this path have
+    "input": "/v1/responses",
+    "system": "/v1/messages",
+    "messages": "/v1/chat/completions",
+    "prompt": "/v1/completions",
+}
 
 
 def _after_sending(connection: socket.socket) -> None:
@@ -43,14 +55,21 @@ def _after_a_while(connection: socket.socket) -> None:
         (ENDLESS | {"stream": True, "n": 3, "logprobs": 2}, _after_the_first_bytes),
         (ENDLESS | {"stream": True, "prompt": ["a", "b", "c"]}, _after_the_first_bytes),
         (ENDLESS | {"stream": True, "prompt": "fox " * 300, "max_tokens": 1000}, _after_a_while),
+        (ENDLESS | {"use_beam_search": True, "n": 4, "max_tokens": 500, "ignore_eos": False}, _after_a_while),
+        (ENDLESS | {"structured_outputs": {"regex": "(a|b)*"}, "ignore_eos": False}, _after_a_while),
         (CHAT, _after_a_while),
         (CHAT | {"stream": True, "n": 2}, _after_the_first_bytes),
+        (RESPONSE, _after_a_while),
+        (RESPONSE | {"stream": True}, _after_the_first_bytes),
+        (RESPONSE | {"stream": True, "store": False}, _after_sending),
+        (MESSAGE, _after_a_while),
+        (MESSAGE | {"stream": True}, _after_the_first_bytes),
     ],
 )
 def test_dropped_connections_free_what_they_held(
     server: ServerProcess, body: dict[str, Any], stage: Callable[[socket.socket], None], reset: bool
 ) -> None:
-    path = "/v1/chat/completions" if "messages" in body else "/v1/completions"
+    path = PATHS[next(name for name in PATHS if name in body)]
     for _ in range(3):
         connections = [connect(server, path, body) for _ in range(4)]
         for connection in connections:

@@ -121,6 +121,18 @@ def test_a_unix_socket_is_its_owners_alone(model_dir: Path, tmp_path: Path) -> N
     assert not path.exists()
 
 
+def test_the_port_is_all_that_is_open_to_others(server: ServerProcess) -> None:
+    """Of the server and of all its children, over any protocol; Unix sockets lie where only their owner may look."""
+    family = [psutil.Process(server.process.pid), *psutil.Process(server.process.pid).children(recursive=True)]
+    opened = [c for process in family for c in process.net_connections("inet")]
+    assert [c.laddr.port for c in opened if c.status == "LISTEN"] == [server.port]
+    assert not [c for c in opened if c.type == socket.SOCK_DGRAM]
+    paths = {Path(c.laddr) for process in family for c in process.net_connections("unix") if c.laddr.startswith("/")}
+    assert paths
+    for path in paths:
+        assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700, path
+
+
 def test_a_unix_socket_that_another_server_has_taken_over_is_left_alone(model_dir: Path, tmp_path: Path) -> None:
     path = tmp_path / "server.sock"
     with ServerProcess(model_dir, "--uds", str(path), wait=False) as server:

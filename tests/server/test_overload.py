@@ -8,13 +8,16 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
+from tests.server.conftest import MODEL
 from tests.server.process import ENDLESS, ServerProcess, connect, eventually
 
 # Asks for health until its standard input ends, then prints how long each answer took. A process of its own, since
@@ -135,6 +138,62 @@ def test_the_limit_is_finite_by_default(server: ServerProcess) -> None:
     for connection in held:
         connection.close()
     eventually(server.is_idle, 20)
+
+
+def test_ten_times_what_it_can_do_is_mostly_turned_away_and_else_answered(model_dir: Path) -> None:
+    """Open loop: requests come at their times whatever becomes of those before them."""
+    body: dict[str, Any] = {"prompt": "the quick", "max_tokens": 200, "temperature": 0, "ignore_eos": True}
+    with ServerProcess(model_dir, "--max-num-queued-reqs", "16", "--max-num-seqs", "4") as server:
+        alone = server.post("/v1/completions", body).json()["choices"][0]["text"]
+        rate = 10 * throughput(server, body)
+        before, began = rss(server), time.monotonic()
+        with ThreadPoolExecutor(64) as threads:
+            waiting = []
+            for i in range(250):
+                time.sleep(max(0.0, began + i / rate - time.monotonic()))
+                waiting.append(threads.submit(server.post, "/v1/completions", body))
+            answers = [future.result() for future in waiting]
+        statuses = Counter(answer.status_code for answer in answers)
+        assert statuses.keys() <= {200, 429} and statuses[200] >= 16 and statuses[429] > 60, statuses
+        for answer in answers:
+            if answer.status_code == 200:
+                assert answer.json()["choices"][0]["text"] == alone
+            else:
+                assert int(answer.headers["retry-after"]) > 0
+        assert rss(server) - before < 100
+        eventually(server.is_idle)
+        assert server.post("/v1/completions", body).json()["choices"][0]["text"] == alone
+
+
+def throughput(server: ServerProcess, body: dict[str, Any]) -> float:
+    """Requests a second, with a few at once."""
+    began = time.monotonic()
+    with ThreadPoolExecutor(4) as threads:
+        assert all(
+            answer.status_code == 200
+            for answer in threads.map(lambda _: server.post("/v1/completions", body), range(24))
+        )
+    return 24 / (time.monotonic() - began)
+
+
+def test_a_prompt_beyond_the_cache_is_refused_at_once(model_dir: Path) -> None:
+    """Within the model's context, and yet there is never room for it."""
+    tokens = [5] * 1000
+    with ServerProcess(model_dir, "--served-model-name", MODEL, "--kv-cache-memory-bytes", "200K") as server:
+        for path, body in (
+            ("/v1/completions", {"prompt": tokens}),
+            ("/v1/completions", {"prompt": [[5], tokens], "stream": True}),
+            ("/v1/chat/completions", {"messages": [{"role": "user", "content": "fox " * 1000}]}),
+            ("/v1/responses", {"input": "fox " * 1000}),
+            (
+                "/v1/messages",
+                {"messages": [{"role": "user", "content": "fox " * 1000}], "max_tokens": 1, "model": MODEL},
+            ),
+        ):
+            refused = server.post(path, body)
+            assert refused.status_code == 400 and "context length is 400 tokens" in refused.text
+            assert server.post("/v1/completions", {"prompt": [5] * 20, "max_tokens": 5}).status_code == 200
+        assert server.is_idle()
 
 
 def test_an_abort_storm_is_over_at_once(server: ServerProcess) -> None:
