@@ -26,8 +26,8 @@ def completion_sampling(request: CompletionRequest, model: LoadedModel) -> Sampl
     fields = _common(request, model)
     fields["max_tokens"] = COMPLETION_MAX_TOKENS if request.max_tokens is None else request.max_tokens
     fields["logprobs"] = _bounded(model, "logprobs", request.logprobs)
-    if request.echo and request.logprobs is not None:
-        fields["prompt_logprobs"] = max(request.logprobs, request.prompt_logprobs or 0)
+    if request.echo and request.reports_logprobs:
+        fields["prompt_logprobs"] = max(request.logprobs or 0, request.prompt_logprobs or 0)
     return SamplingParams(**fields)
 
 
@@ -46,6 +46,7 @@ def _common(request: GenerationRequest, model: LoadedModel) -> dict[str, Any]:
     if fields.get("top_p") == 0:
         fields["top_p"] = SMALLEST_TOP_P
     _bounded(model, "prompt_logprobs", request.prompt_logprobs)
+    fields["logprob_token_ids"] = request.logprob_token_ids or None
     fields["structured_outputs"] = request.form[1]
     return fields
 

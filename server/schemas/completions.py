@@ -34,6 +34,11 @@ class CompletionRequest(GenerationRequest, kw_only=True, frozen=True):
             raise RequestError(f"prompt holds more than {MAX_PROMPTS} prompts", "prompt")
 
     @property
+    def reports_logprobs(self) -> bool:
+        """Whether the answer has log-probabilities."""
+        return self.logprobs is not None or bool(self.logprob_token_ids)
+
+    @property
     def prompts(self) -> list[str | list[int]]:
         """The prompts one by one.
 

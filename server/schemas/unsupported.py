@@ -33,7 +33,6 @@ UNSUPPORTED: Refusals = {
     "moderation": ("there is no moderation", _ANY),
     "verbosity": ("the model has no such setting", ("medium",)),
     "logits_processors": ("requests may not bring code", ([],)),
-    "logprob_token_ids": ("log-probabilities of chosen tokens are not available", ([],)),
     "return_token_offsets": ("offsets of tokens are not available", (False,)),
     "return_prompt_text": ("ask for echo, or for /tokenize", (False,)),
     "repetition_detection": ("repetition is not looked for; see repetition_penalty", (False,)),

@@ -68,6 +68,7 @@ WRONG: dict[str, list[Any]] = {
     "include_stop_str_in_output": ["yes", 1],
     "ignore_eos": ["yes", 1],
     "prompt_logprobs": [-1, 21, "x", True],
+    "logprob_token_ids": [1, ["x"], [-1], [999_999], [BIG], [7, 7], list(range(129))],
     "return_token_ids": ["yes", 1],
     "return_tokens_as_token_ids": ["yes", 1],
     "skip_special_tokens": ["yes", 1],
