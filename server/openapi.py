@@ -11,9 +11,11 @@ from fastapi.openapi.utils import get_openapi
 from server.schemas.chat import ChatRequest
 from server.schemas.completions import CompletionRequest
 from server.schemas.conversations import ConversationRequest, ConversationUpdate, ItemsRequest
+from server.schemas.decisions import DecisionsRequest, SystemOneRequest
 from server.schemas.messages import CountRequest, MessagesRequest
 from server.schemas.ollama import OllamaChat, OllamaGenerate, OllamaShow
 from server.schemas.responses import InputTokensRequest, ResponsesRequest
+from server.schemas.scoring import ScoringRequest
 from server.schemas.tokens import DetokenizeRequest, TokenizeRequest
 from tandem import __version__
 
@@ -32,6 +34,9 @@ BODIES = (
     ItemsRequest,
     TokenizeRequest,
     DetokenizeRequest,
+    ScoringRequest,
+    SystemOneRequest,
+    DecisionsRequest,
 )
 _REFERENCE = "#/components/schemas/{name}"
 _ERROR = {

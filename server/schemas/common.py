@@ -45,6 +45,7 @@ BadWords = Annotated[list[Annotated[str, Meta(min_length=1, max_length=256)]], M
 Truncation = Annotated[
     int, Meta(ge=-1, le=INT31, description="keep only so many tokens of the prompt, the last ones; -1: all that fit")
 ]
+Priority = Annotated[int, Meta(ge=-INT63 - 1, le=INT63, description="lower runs earlier")]
 Metadata = Annotated[
     dict[Annotated[str, Meta(max_length=64)], Annotated[str, Meta(max_length=512)]], Meta(max_length=16)
 ]
@@ -127,7 +128,7 @@ class GenerationRequest(FormFields, kw_only=True, frozen=True):
     truncation_side: Literal["left", "right"] | None = None
     echo: bool | None = None
 
-    priority: Annotated[int, Meta(ge=-INT63 - 1, le=INT63)] | None = None
+    priority: Priority | None = None
     request_id: RequestId | None = None
     cache_salt: Salt | None = None
 

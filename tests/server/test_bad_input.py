@@ -14,23 +14,32 @@ from server.app import create_app
 from server.config import ServerConfig
 from server.routes.chat import PARSER as CHAT
 from server.routes.completions import PARSER as COMPLETIONS
+from server.routes.decisions import DECISIONS_PARSER, SCORING_PARSER, SYSTEM_ONE_PARSER
 from server.routes.tokens import DETOKENIZE, TOKENIZE
 from server.schemas.unsupported import UNSUPPORTED
 from server.state import ServerState
 from tests.server.conftest import MODEL
 from tests.server.process import ServerProcess, raw
 
+SCALE: dict[str, Any] = {"type": "score", "criteria": ["low", "high"]}
+SCALE_LEVELS: dict[str, Any] = {"type": "score", "instructions": "x", "levels": [{"label": "a"}, {"label": "b"}]}
 VALID: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"model": MODEL, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 1},
     "/v1/completions": {"model": MODEL, "prompt": "hi", "max_tokens": 1},
     "/tokenize": {"model": MODEL, "prompt": "hi"},
     "/detokenize": {"model": MODEL, "tokens": [1]},
+    "/generative_scoring": {"model": MODEL, "query": "a", "items": ["b"], "label_token_ids": [5]},
+    "/v1/systemone": {"model": MODEL, "state": "a", "questions": {"q": SCALE}},
+    "/v1/decisions": {"model": MODEL, "input": "a", "questions": [SCALE_LEVELS]},
 }
 PARSERS = {
     "/v1/chat/completions": CHAT,
     "/v1/completions": COMPLETIONS,
     "/tokenize": TOKENIZE,
     "/detokenize": DETOKENIZE,
+    "/generative_scoring": SCORING_PARSER,
+    "/v1/systemone": SYSTEM_ONE_PARSER,
+    "/v1/decisions": DECISIONS_PARSER,
 }
 GENERATING = ("/v1/chat/completions", "/v1/completions")
 BIG = 10**30
@@ -144,6 +153,14 @@ WRONG: dict[str, list[Any]] = {
     "reasoning_effort": [1, LONG],
     "thinking_token_budget": [-1, "x", 1.5, 5],
     "tokens": ["x", ["x"], [-1], [999_999], None],
+    "query": [None, 1, {}, ["a"], [-1], [999_999], [BIG]],
+    "items": [None, 1, "a", [], [1], [{}], ["a", [1]], [[999_999]], ["a"] * 2049],
+    "label_token_ids": [None, 1, [], ["a"], [-1], [999_999], [BIG], [7, 7], list(range(129))],
+    "apply_softmax": ["yes", 1],
+    "item_first": ["yes", 1],
+    "state": [None, "fox " * 5000],
+    "input": [None, 1, {}, [1], [{}], [{"role": "king", "content": "a"}], [{"type": "computer_call"}], []],
+    "instructions": [1, {}, []],
     "return_token_strs": ["yes", 1],
 }  # fmt: skip
 ONLY: dict[tuple[str, str], list[Any]] = {
@@ -154,6 +171,14 @@ ONLY: dict[tuple[str, str], list[Any]] = {
         ["a"] * 2049, [5] * 4097,
     ],
     ("/tokenize", "prompt"): [1, [], ["a"]],
+    ("/v1/systemone", "questions"): [
+        None, 1, [], {}, {"": SCALE}, {"q": 1}, {"q": {}}, {"q": SCALE | {"type": "box"}},
+        {"q": SCALE | {"made_up": 1}}, {"q": SCALE | {"criteria": None}}, {LONG: SCALE}, {str(i): SCALE for i in range(65)},
+    ],
+    ("/v1/decisions", "questions"): [
+        None, 1, {}, [], [1], [{}], [SCALE_LEVELS | {"type": "box"}], [SCALE_LEVELS | {"made_up": 1}],
+        [SCALE_LEVELS | {"levels": []}], [SCALE_LEVELS | {"instructions": None}], [SCALE_LEVELS] * 401,
+    ],
     ("/tokenize", "tools"): ["f", [1], [{}], [{"type": "function", "function": {"name": "a b"}}]],
 }  # fmt: skip
 BESIDE = {"top_logprobs": {"logprobs": True}, "continue_final_message": {"add_generation_prompt": True}}

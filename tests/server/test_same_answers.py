@@ -115,6 +115,19 @@ REQUESTS = [
     *((CHAT, {"messages": HI} | options) for options in (*EITHER, *CHAT_ONLY)),
     *((TEXT, {"prompt": "the quick"} | options) for options in (*EITHER, *TEXT_ONLY)),
 ]
+SCORING, SYSTEM_ONE, DECISIONS = "/generative_scoring", "/v1/systemone", "/v1/decisions"
+TEAM = {"type": "choice", "instructions": "Who?", "criteria": {"fox": "quick", "dog": None}}
+TONE = {"type": "score", "criteria": ["calm", "lazy", "quick"]}
+PICK = {"type": "choice", "instructions": "Who?", "choices": [{"value": "fox"}, {"value": True}]}
+READS: list[tuple[str, dict[str, Any]]] = [
+    (SCORING, {"query": "the quick", "items": ["fox", "dog", "東京"], "label_token_ids": [5, 300, 61]}),
+    (SCORING, {"query": [7, 8], "items": [[9], [10, 11]], "label_token_ids": [5], "apply_softmax": False}),
+    (SCORING, {"query": [7, 8], "items": [[9]], "label_token_ids": [999_999]}),
+    (SYSTEM_ONE, {"state": {"who": "the quick brown fox"}, "questions": {"team": TEAM, "tone": TONE}}),
+    (SYSTEM_ONE, {"state": "x", "questions": {"yes": {"type": "noul"}}}),
+    (DECISIONS, {"input": "the lazy dog", "questions": [PICK, PICK | {"name": "again"}]}),
+    (DECISIONS, {"input": "the lazy dog" * 900, "questions": [PICK]}),
+]
 Servers = tuple[ServerProcess, ServerProcess]
 
 
@@ -136,6 +149,11 @@ def servers(model_dir: Path) -> Iterator[Servers]:
 @pytest.mark.parametrize(("path", "body"), REQUESTS, ids=lambda value: str(value)[-60:])
 def test_both_engines_answer_alike(servers: Servers, path: str, body: dict[str, Any], stream: bool) -> None:
     compare(servers, path, {"max_tokens": 20, "seed": 11, "stream": stream} | body)
+
+
+@pytest.mark.parametrize(("path", "body"), READS, ids=lambda value: str(value)[-60:])
+def test_both_engines_read_alike(servers: Servers, path: str, body: dict[str, Any]) -> None:
+    compare(servers, path, body)
 
 
 def sometimes(*values: Any) -> st.SearchStrategy[Any]:
@@ -217,8 +235,8 @@ def essence(answer: httpx.Response) -> dict[str, Any]:
     for choice in whole["choices"] if isinstance(whole.get("choices"), list) else ():
         for call in choice.get("message", {}).get("tool_calls", ()):
             del call["id"]
-    if usage := whole.get("usage"):
-        del usage["prompt_tokens_details"]["cached_tokens"]
+    for details in ("prompt_tokens_details", "input_tokens_details"):
+        whole.get("usage", {}).get(details, {}).pop("cached_tokens", None)
     return whole
 
 
