@@ -17,11 +17,13 @@ from server.routes import (
     control,
     conversations,
     decisions,
+    invocations,
     messages,
     models,
     ollama,
     operations,
     responses,
+    token_generation,
     tokens,
 )
 from server.state import ServerState
@@ -34,6 +36,8 @@ ROUTERS = (
     conversations.router,
     messages.router,
     decisions.router,
+    token_generation.router,
+    invocations.router,
     tokens.router,
     models.router,
     operations.router,

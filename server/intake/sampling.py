@@ -12,6 +12,7 @@ from tandem.errors import RequestError
 from tandem.sampling_params import SamplingParams
 
 COMPLETION_MAX_TOKENS = 16
+MAX_PROMPT_LOGPROBS = 2**22  # of a request; about 64 bytes each on the wire
 SMALLEST_TOP_P = 1e-9  # OpenAI's API allows 0, which keeps the most likely token, as this does
 _SAME_NAME = (
     "n", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "frequency_penalty", "presence_penalty",
@@ -38,6 +39,14 @@ def chat_sampling(request: ChatRequest, model: LoadedModel) -> SamplingParams:
     if request.logprobs:
         fields["logprobs"] = _bounded(model, "top_logprobs", request.top_logprobs or 0)
     return SamplingParams(**fields)
+
+
+def check_prompt_logprobs(sampling: SamplingParams, num_positions: int, param: str) -> None:
+    """Raise ``RequestError`` if reports on so many tokens of prompts would be too many."""
+    count = sampling.prompt_logprobs
+    if count is not None and num_positions * (count + 1) > MAX_PROMPT_LOGPROBS:
+        message = f"all choices together would report more than {MAX_PROMPT_LOGPROBS} log-probabilities of prompts"
+        raise RequestError(message, param)
 
 
 def _common(request: GenerationRequest, model: LoadedModel) -> dict[str, Any]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -67,6 +67,22 @@ class Arrival:
     body: bytearray
 
 
+async def arrive(http: Request, answer: Callable[[Arrival], Coroutine[Any, Any, Response]]) -> Response:
+    """Reserve capacity for a request, read its body, and let it be answered for as long as its client is there."""
+    arrival_time = time.monotonic()
+    state = state_of(http)
+    model = state.require_model()
+    reservation = state.capacity.reserve(choices=1)
+    try:
+        body = await read_body(http, reservation)
+        owner = http.scope.get(OWNER, "")
+        arrival = Arrival(state, model, reservation, arrival_time, http.url.path, owner, body)
+        return await unless_gone(http.receive, answer(arrival))
+    except BaseException:
+        reservation.release()
+        raise
+
+
 @dataclass(frozen=True, slots=True)
 class Started(Generic[R]):
     """A request that the engine works on. Whoever has it aborts the generation when nobody wants it any more."""
@@ -109,20 +125,10 @@ class Family(Generic[R]):
 
     async def respond(self, http: Request) -> Response:
         """Answer a request; each step on the way may refuse it."""
-        arrival_time = time.monotonic()
-        state = state_of(http)
-        model = state.require_model()
-        reservation = state.capacity.reserve(choices=1)
-        try:
-            body = await read_body(http, reservation)
-            owner = http.scope.get(OWNER, "")
-            arrival = Arrival(state, model, reservation, arrival_time, http.url.path, owner, body)
-            return await unless_gone(http.receive, self._answer(arrival))
-        except BaseException:
-            reservation.release()
-            raise
+        return await arrive(http, self.answer)
 
-    async def _answer(self, arrival: Arrival) -> Response:
+    async def answer(self, arrival: Arrival) -> Response:
+        """Answer one whose body has been read."""
         state, size = arrival.state, len(arrival.body)
         request, ignored = await state.pool.run(size, self.parser.parse, arrival.body)
         headers = ignored_headers(arrival.path, ignored)

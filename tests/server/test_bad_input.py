@@ -15,6 +15,7 @@ from server.config import ServerConfig
 from server.routes.chat import PARSER as CHAT
 from server.routes.completions import PARSER as COMPLETIONS
 from server.routes.decisions import DECISIONS_PARSER, SCORING_PARSER, SYSTEM_ONE_PARSER
+from server.routes.token_generation import PARSER as TOKENS
 from server.routes.tokens import DETOKENIZE, TOKENIZE
 from server.schemas.unsupported import UNSUPPORTED
 from server.state import ServerState
@@ -30,6 +31,7 @@ VALID: dict[str, dict[str, Any]] = {
     "/detokenize": {"model": MODEL, "tokens": [1]},
     "/generative_scoring": {"model": MODEL, "query": "a", "items": ["b"], "label_token_ids": [5]},
     "/v1/systemone": {"model": MODEL, "state": "a", "questions": {"q": SCALE}},
+    "/inference/v1/generate": {"model": MODEL, "token_ids": [5, 6], "sampling_params": {"max_tokens": 1}},
     "/v1/decisions": {"model": MODEL, "input": "a", "questions": [SCALE_LEVELS]},
 }
 PARSERS = {
@@ -40,6 +42,7 @@ PARSERS = {
     "/generative_scoring": SCORING_PARSER,
     "/v1/systemone": SYSTEM_ONE_PARSER,
     "/v1/decisions": DECISIONS_PARSER,
+    "/inference/v1/generate": TOKENS,
 }
 GENERATING = ("/v1/chat/completions", "/v1/completions")
 BIG = 10**30
@@ -153,6 +156,13 @@ WRONG: dict[str, list[Any]] = {
     "reasoning_effort": [1, LONG],
     "thinking_token_budget": [-1, "x", 1.5, 5],
     "tokens": ["x", ["x"], [-1], [999_999], None],
+    "token_ids": [None, 1, "a", [], ["a"], [-1], [999_999], [BIG], [5] * 4097],
+    "output_mode": [1, "words"],
+    "sampling_params": [
+        1, [], {"made_up": 1}, {"temperature": 3}, {"temperature": "x"}, {"n": 0}, {"stop": list("abcde")},
+        {"logprobs": 21}, {"prompt_logprobs": 21}, {"logit_bias": {"999999": 1}}, {"max_tokens": 100_000},
+        {"min_tokens": 99}, {"structured_outputs": {}}, {"structured_outputs": {"regex": "("}},
+    ],
     "query": [None, 1, {}, ["a"], [-1], [999_999], [BIG]],
     "items": [None, 1, "a", [], [1], [{}], ["a", [1]], [[999_999]], ["a"] * 2049],
     "label_token_ids": [None, 1, [], ["a"], [-1], [999_999], [BIG], [7, 7], list(range(129))],
@@ -173,7 +183,8 @@ ONLY: dict[tuple[str, str], list[Any]] = {
     ("/tokenize", "prompt"): [1, [], ["a"]],
     ("/v1/systemone", "questions"): [
         None, 1, [], {}, {"": SCALE}, {"q": 1}, {"q": {}}, {"q": SCALE | {"type": "box"}},
-        {"q": SCALE | {"made_up": 1}}, {"q": SCALE | {"criteria": None}}, {LONG: SCALE}, {str(i): SCALE for i in range(65)},
+        {"q": SCALE | {"made_up": 1}}, {"q": SCALE | {"criteria": None}}, {LONG: SCALE},
+        {str(i): SCALE for i in range(65)},
     ],
     ("/v1/decisions", "questions"): [
         None, 1, {}, [], [1], [{}], [SCALE_LEVELS | {"type": "box"}], [SCALE_LEVELS | {"made_up": 1}],

@@ -128,6 +128,17 @@ READS: list[tuple[str, dict[str, Any]]] = [
     (DECISIONS, {"input": "the lazy dog", "questions": [PICK, PICK | {"name": "again"}]}),
     (DECISIONS, {"input": "the lazy dog" * 900, "questions": [PICK]}),
 ]
+TOKENS = "/inference/v1/generate"
+TOKENS_IN_AND_OUT: list[dict[str, Any]] = [
+    {},
+    {"sampling_params": {"n": 3, "temperature": 1.2, "seed": 5, "logprobs": 3, "max_tokens": 20}},
+    {"sampling_params": {"logprob_token_ids": [7, 260], "max_tokens": 9, "seed": 1}},
+    {"sampling_params": {"stop": ["e", "o"], "max_tokens": 90, "seed": 2}},
+    {"output_mode": "text", "sampling_params": {"logprobs": 1, "max_tokens": 20, "stop": "e", "seed": 3}},
+    {"sampling_params": {"max_tokens": 0, "prompt_logprobs": 2}},
+    {"sampling_params": {"allowed_token_ids": [7], "bad_words": ["x"], "stop_token_ids": [7], "min_tokens": 3}},
+    {"priority": 3},
+]
 Servers = tuple[ServerProcess, ServerProcess]
 
 
@@ -154,6 +165,13 @@ def test_both_engines_answer_alike(servers: Servers, path: str, body: dict[str, 
 @pytest.mark.parametrize(("path", "body"), READS, ids=lambda value: str(value)[-60:])
 def test_both_engines_read_alike(servers: Servers, path: str, body: dict[str, Any]) -> None:
     compare(servers, path, body)
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize("body", TOKENS_IN_AND_OUT, ids=lambda value: str(value)[-60:])
+def test_both_engines_generate_the_same_tokens(servers: Servers, body: dict[str, Any], stream: bool) -> None:
+    common = {"token_ids": [5, 6, 7, 8, 300], "stream": stream}
+    compare(servers, TOKENS, common | {"sampling_params": {"temperature": 0}} | body)
 
 
 def sometimes(*values: Any) -> st.SearchStrategy[Any]:
@@ -230,7 +248,7 @@ def compare(servers: Servers, path: str, body: dict[str, Any]) -> None:
 def essence(answer: httpx.Response) -> dict[str, Any]:
     """The answer, a stream joined, without what may differ."""
     whole = answer.json() if answer.headers["content-type"] == "application/json" else joined(events(answer.text))
-    for name in ("id", "created", "system_fingerprint"):
+    for name in ("id", "request_id", "created", "system_fingerprint"):
         whole.pop(name, None)
     for choice in whole["choices"] if isinstance(whole.get("choices"), list) else ():
         for call in choice.get("message", {}).get("tool_calls", ()):
