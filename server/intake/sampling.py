@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from server.intake.prompts import gap_form
 from server.schemas.chat import ChatRequest
 from server.schemas.common import GenerationRequest
 from server.schemas.completions import CompletionRequest
 from server.state import LoadedModel
 from tandem.errors import RequestError
 from tandem.sampling_params import SamplingParams
+from tandem.text.fill_in_middle import ending_token_ids
 
 COMPLETION_MAX_TOKENS = 16
 MAX_PROMPT_LOGPROBS = 2**22  # of a request; about 64 bytes each on the wire
@@ -27,6 +29,9 @@ def completion_sampling(request: CompletionRequest, model: LoadedModel) -> Sampl
     fields = _common(request, model)
     fields["max_tokens"] = COMPLETION_MAX_TOKENS if request.max_tokens is None else request.max_tokens
     fields["logprobs"] = _bounded(model, "logprobs", request.logprobs)
+    if request.suffix and not request.ignore_eos:
+        ends = ending_token_ids(gap_form(model), model.tokenizer)
+        fields["stop_token_ids"] = [*fields.get("stop_token_ids", ()), *ends]
     if request.echo and request.reports_logprobs:
         fields["prompt_logprobs"] = max(request.logprobs or 0, request.prompt_logprobs or 0)
     return SamplingParams(**fields)

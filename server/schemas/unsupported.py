@@ -22,7 +22,7 @@ UNSUPPORTED: Refusals = {
     "functions": (_FUNCTIONS, ([],)),
     "function_call": (_FUNCTIONS, ("none", "auto")),
     "early_stopping": ("beam search ends when no better answer can be found", (False,)),
-    "suffix": ("no model served here fills gaps", ("",)),
+    "suffix": ("gaps are filled by /v1/completions", ("",)),
     "modalities": ("only text can be generated", (["text"],)),
     "audio": ("only text can be generated", _ANY),
     "mm_processor_kwargs": ("only text can be read", ({},)),
