@@ -66,6 +66,10 @@ def create_app(state: ServerState) -> FastAPI:
         app.include_router(router)
     if config.enable_dev_mode:
         app.include_router(control.router)
+    if config.profiler_config is not None:
+        app.include_router(control.profile_router)
+    if config.enable_tokenizer_info_endpoint:
+        app.include_router(tokens.info_router)
     if config.enable_ollama_api:
         app.include_router(ollama.router)
     install_handlers(app)
