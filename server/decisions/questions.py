@@ -148,6 +148,10 @@ class _Labels:
                     f"{question.place}: its label {texts[0]!r} is not one token where answers of this model begin"
                 )
                 raise RequestError(message, question.place, "unsupported_value")
+        every = [token_id for token_ids in found for token_id in token_ids]
+        if len({*every}) < len(every):  # of a tokenizer that does not know some letters
+            message = f"{question.place}: this model's tokenizer makes the same token of two of its labels"
+            raise RequestError(message, question.place, "unsupported_value")
         return tuple(found)
 
     def _token(self, label: str) -> int | None:

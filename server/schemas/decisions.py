@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Meta
 
 from server.schemas.chat import Variables
-from server.schemas.common import Name, Priority, RequestId, Salt, Seed, ShortText
+from server.schemas.common import Name, Priority, RequestId, Salt, ShortText
 from server.schemas.items import InputText, RawItems
 from server.schemas.unsupported import UNSUPPORTED, Refusals
 from tandem.errors import RequestError
@@ -23,6 +23,7 @@ NO_STREAM: Refusals = {"stream": ("the answer is one object", (False,))}
 SYSTEM_ONE_REFUSALS: Refusals = {
     **NO_STREAM,
     "decision_template": ("questions are asked in one way", ()),
+    "seed": ("labels are always in the same order, and nothing is drawn", ()),
 }
 DECISIONS_REFUSALS: Refusals = {**NO_STREAM, "prompt_cache_options": UNSUPPORTED["prompt_cache_options"]}
 
@@ -56,7 +57,6 @@ class SystemOneRequest(msgspec.Struct, kw_only=True, frozen=True):
     model: Name | None = None
     instructions: str | None = None
     chat_template_kwargs: Variables | None = None
-    seed: Seed | None = None
     priority: Priority | None = None
     request_id: RequestId | None = None
     cache_salt: Salt | None = None

@@ -242,7 +242,8 @@ def thinking(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     template = tmp_path_factory.mktemp("template") / "template.jinja"
     begun = "{% if enable_thinking %}<think>\n{% endif %}{% if false %}</think>{% endif %}"
     template.write_text(TEMPLATE.replace("assistant\n{% endif %}", "assistant\n" + begun + "{% endif %}"))
-    with ServerProcess(model_dir, "--chat-template", str(template), "--max-num-queued-tokens", "1000") as running:
+    limits = ("--max-num-queued-tokens", "1000", "--max-num-queued-reqs", "50")
+    with ServerProcess(model_dir, "--chat-template", str(template), *limits) as running:
         yield running
 
 
@@ -254,9 +255,11 @@ def test_an_answer_must_not_begin_with_thoughts(thinking: ServerProcess) -> None
 
 
 def test_prompts_of_all_questions_are_limited_together(thinking: ServerProcess) -> None:
-    body = {"input": "fox " * 100, "questions": [PICK] * 60}
+    body = {"input": "fox " * 100, "questions": [PICK] * 40}
     refused = thinking.post(DECISIONS, body)
     assert refused.status_code == 400 and refused.json()["error"]["param"] == "input"
+    refused = thinking.post(DECISIONS, body | {"questions": [PICK] * 60})
+    assert refused.status_code == 400 and refused.json()["error"]["param"] == "questions"
     assert thinking.post(DECISIONS, body | {"questions": [PICK]}).status_code == 200
 
 
