@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -62,7 +63,7 @@ def sample(
     if s.logprobs is None:
         return Sample(token_id, None)
     reported = raw if logprobs_mode == "raw_logprobs" else z
-    return Sample(token_id, report(torch.log_softmax(reported, dim=-1), token_id, s.logprobs))
+    return Sample(token_id, report(torch.log_softmax(reported, dim=-1), token_id, s.logprobs, s.logprob_token_ids))
 
 
 def check_logits(logits: torch.Tensor) -> None:
@@ -148,11 +149,11 @@ def draw(z: torch.Tensor, seed: int, position: int, choice_index: int) -> int:
     return int(candidates[_first_argmax(z[candidates] - z.max() + noise)])
 
 
-def report(logprobs: torch.Tensor, token_id: int, num_top: int) -> TokenLogprobs:
-    """The report on one position: its token and the most likely ones, from log-probabilities [V]."""
+def report(logprobs: torch.Tensor, token_id: int, num_top: int, given: Sequence[int] | None = None) -> TokenLogprobs:
+    """On one position, from log-probabilities [V]: its token, and the ``given`` ones or the most likely."""
     num_top = min(num_top, len(logprobs))
-    top: list[int] = []
-    if num_top:
+    top = list(given or ())
+    if num_top and given is None:
         # all that tie with the last one, in ascending order, so that a stable sort puts lower ids first
         ids = torch.nonzero(logprobs >= logprobs.topk(num_top).values[-1]).squeeze(-1)
         top = ids[logprobs[ids].argsort(descending=True, stable=True)[:num_top]].tolist()

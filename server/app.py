@@ -16,11 +16,14 @@ from server.routes import (
     completions,
     control,
     conversations,
+    decisions,
+    invocations,
     messages,
     models,
     ollama,
     operations,
     responses,
+    token_generation,
     tokens,
 )
 from server.state import ServerState
@@ -32,6 +35,9 @@ ROUTERS = (
     responses.router,
     conversations.router,
     messages.router,
+    decisions.router,
+    token_generation.router,
+    invocations.router,
     tokens.router,
     models.router,
     operations.router,
@@ -60,6 +66,10 @@ def create_app(state: ServerState) -> FastAPI:
         app.include_router(router)
     if config.enable_dev_mode:
         app.include_router(control.router)
+    if config.profiler_config is not None:
+        app.include_router(control.profile_router)
+    if config.enable_tokenizer_info_endpoint:
+        app.include_router(tokens.info_router)
     if config.enable_ollama_api:
         app.include_router(ollama.router)
     install_handlers(app)

@@ -9,6 +9,7 @@ import msgspec
 
 from tandem.config import ModelOptions
 from tandem.errors import ConfigError
+from tandem.process.profiler import ProfilerConfig
 from tandem.process.transport import check_tcp_address
 from tandem.text.chat_template import CONTENT_FORMATS
 from tandem.text.parsers import registry
@@ -35,6 +36,8 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
         response_store: file that keeps responses and conversations; None keeps them in memory.
         response_role: role of generated messages.
         enable_dev_mode: there are routes that pause the server, let the engine sleep, and tell its configuration.
+        enable_tokenizer_info_endpoint: answer ``/tokenizer_info``.
+        profiler_config: there are ``/start_profile`` and ``/stop_profile``, and how profiles are taken.
         enable_ollama_api: there are routes below ``/api``, as Ollama has them.
         shutdown_timeout: seconds that open requests get to finish after a first SIGTERM or SIGINT.
         in_process_engine: the engine's loop runs in a thread of this process.
@@ -84,6 +87,8 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     allow_credentials: bool = False
     enable_request_id_headers: bool = True
     enable_dev_mode: bool = False
+    enable_tokenizer_info_endpoint: bool = False
+    profiler_config: ProfilerConfig | None = None
     enable_log_requests: bool = False
     enable_log_outputs: bool = False
     max_log_len: int | None = None
@@ -127,6 +132,9 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
             raise ConfigError("--chat-template-content-format", message)
         if self.engine_address is not None:
             check_tcp_address(self.engine_address)
+        if self.profiler_config is not None and self.model.distributed_executor_backend != "uni":
+            message = "the engine's own process is profiled: it needs --distributed-executor-backend uni"
+            raise ConfigError("--profiler-config", message)
         for option in ("max_queued_requests", "max_queued_tokens"):
             if (value := getattr(self, option)) < 0:
                 raise ConfigError(_OPTIONS[option], f"must be at least 0, got {value}")

@@ -43,6 +43,7 @@ async def start_engine(state: ServerState) -> tuple[ResolvedModel, Supervisor]:
         in_process=config.in_process_engine,
         max_restarts=config.max_engine_restarts,
         address=config.engine_address,
+        profiler=config.profiler_config,
     )
     supervisor.start()
     on_step = state.metrics.on_step if config.enable_metrics else None

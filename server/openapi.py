@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from types import UnionType
+from typing import Any, get_args
 
 import msgspec
 from fastapi import FastAPI
@@ -11,9 +12,12 @@ from fastapi.openapi.utils import get_openapi
 from server.schemas.chat import ChatRequest
 from server.schemas.completions import CompletionRequest
 from server.schemas.conversations import ConversationRequest, ConversationUpdate, ItemsRequest
+from server.schemas.decisions import DecisionsRequest, SystemOneRequest
+from server.schemas.generate import TokensRequest
 from server.schemas.messages import CountRequest, MessagesRequest
 from server.schemas.ollama import OllamaChat, OllamaGenerate, OllamaShow
 from server.schemas.responses import InputTokensRequest, ResponsesRequest
+from server.schemas.scoring import ScoringRequest
 from server.schemas.tokens import DetokenizeRequest, TokenizeRequest
 from tandem import __version__
 
@@ -32,6 +36,10 @@ BODIES = (
     ItemsRequest,
     TokenizeRequest,
     DetokenizeRequest,
+    ScoringRequest,
+    SystemOneRequest,
+    DecisionsRequest,
+    TokensRequest,
 )
 _REFERENCE = "#/components/schemas/{name}"
 _ERROR = {
@@ -70,9 +78,10 @@ _ANTHROPIC_ERROR = {
 _OLLAMA_ERROR = {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
 
 
-def describe(body: type, summary: str, error_name: str = "Error") -> dict[str, Any]:
-    """Arguments of a route whose body is the struct ``body``, and whose errors have the schema of that name."""
-    schema = {"$ref": _REFERENCE.format(name=body.__name__)}
+def describe(body: type | UnionType, summary: str, error_name: str = "Error") -> dict[str, Any]:
+    """Arguments of a route whose body is the struct ``body`` or one of several, and whose errors have that schema."""
+    bodies = [{"$ref": _REFERENCE.format(name=struct.__name__)} for struct in get_args(body) or (body,)]
+    schema = bodies[0] if len(bodies) == 1 else {"anyOf": bodies}
     error = {"content": {"application/json": {"schema": {"$ref": _REFERENCE.format(name=error_name)}}}}
     request = {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
     return {

@@ -67,14 +67,14 @@ class EngineRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
-    """Log-probabilities at one position.
+    """Log-probabilities at one position; all finite (clamped to -9999.0 where a token had none).
 
     Attributes:
         token_id: the token that stands there (sampled, or of the prompt).
-        logprob: its log-probability; always finite (clamped to -9999.0 where the token had none).
+        logprob: its log-probability.
         rank: 1 + the number of tokens that are strictly more likely.
         top_ids, top_logprobs: the most likely tokens, as many as asked, most likely first, lower id first among
-            equals.
+            equals; of output positions with ``sampling.logprob_token_ids``, those tokens in that order.
     """
 
     token_id: int
@@ -90,7 +90,7 @@ class LogprobColumns(msgspec.Struct, frozen=True, array_like=True):
     Each column is an array in the machine's byte order, since both ends of the transport are one machine or alike.
 
     Attributes:
-        num_top: K, how many of the most likely tokens each position reports.
+        num_top: K, how many tokens each position reports besides the one that stands there.
         token_ids: uint32 [P].
         logprobs: float32 [P].
         ranks: uint32 [P].
@@ -107,7 +107,7 @@ class LogprobColumns(msgspec.Struct, frozen=True, array_like=True):
 
     @classmethod
     def of(cls, entries: Iterable[TokenLogprobs]) -> LogprobColumns:
-        """Entries that all report the same number of most likely tokens."""
+        """Entries that all report the same number of further tokens."""
         listed = list(entries)
         return cls(
             len(listed[0].top_ids) if listed else 0,
@@ -120,7 +120,7 @@ class LogprobColumns(msgspec.Struct, frozen=True, array_like=True):
 
     @classmethod
     def join(cls, parts: Sequence[LogprobColumns]) -> LogprobColumns:
-        """Consecutive positions, at least one part; all with the same number of most likely tokens."""
+        """Consecutive positions, at least one part; all with the same number of further tokens."""
         if len(parts) == 1:
             return parts[0]
         columns = ([getattr(part, name) for part in parts] for name in cls.__struct_fields__[1:])

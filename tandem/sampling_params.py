@@ -16,6 +16,7 @@ from tandem.structured_outputs import StructuredOutputsParams
 SEED_MODULUS = 1 << 64
 LOGIT_BIAS_LIMIT = 100.0
 MAX_TOP_K = (1 << 31) - 1  # above any vocabulary: nothing is filtered
+MAX_LOGPROB_TOKEN_IDS = 128
 GREEDY_BELOW = 1e-5  # dividing by less only finds the limits of float32
 
 
@@ -71,6 +72,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         structured_outputs: the form of the whole answer, as ``StructuredOutputsParams`` or a mapping of its fields.
         logit_bias: token id to bias, in [-100, 100].
         logprobs: report the chosen token's log-probability and those of so many most likely tokens.
+        logprob_token_ids: report those of these tokens, at most 128 different ones, instead of the most likely ones:
+            at each output position, in this order. ``logprobs`` is then their number, whatever was given.
         prompt_logprobs: the same for each prompt token but the first.
         skip_special_tokens: leave the tokenizer's special tokens out of the text.
         spaces_between_special_tokens: keep the decoder's spaces between adjacent added tokens.
@@ -99,6 +102,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     allowed_token_ids: Sequence[int] | None = None
     logit_bias: dict[int, float] | None = None
     logprobs: int | None = None
+    logprob_token_ids: Sequence[int] | None = None
     prompt_logprobs: int | None = None
     skip_special_tokens: bool = True
     spaces_between_special_tokens: bool = True
@@ -126,11 +130,19 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         if self.structured_outputs is not None and self.ignore_eos:
             raise RequestError("ignore_eos contradicts structured outputs, which have an end", "ignore_eos")
         _check("logprobs", self.logprobs is None or self.logprobs >= 0, self.logprobs, "at least 0")
+        if self.logprob_token_ids is not None:
+            self._report_given_tokens(self.logprob_token_ids)
         prompt = self.prompt_logprobs
         _check("prompt_logprobs", prompt is None or prompt >= 0, prompt, "at least 0")
         for token_id, bias in (self.logit_bias or {}).items():
             in_range = -LOGIT_BIAS_LIMIT <= bias <= LOGIT_BIAS_LIMIT
             _check("logit_bias", in_range, {token_id: bias}, "biases in [-100, 100]")
+
+    def _report_given_tokens(self, token_ids: Sequence[int]) -> None:
+        in_range = 0 < len(token_ids) <= MAX_LOGPROB_TOKEN_IDS
+        _check("logprob_token_ids", in_range, list(token_ids), f"None or 1 to {MAX_LOGPROB_TOKEN_IDS} token ids")
+        _check("logprob_token_ids", len({*token_ids}) == len(token_ids), list(token_ids), "different token ids")
+        msgspec.structs.force_setattr(self, "logprobs", len(token_ids))
 
     def _normalize(self) -> None:
         """Give each value one form, so that engines and equality see no difference between spellings."""
@@ -232,7 +244,7 @@ def _token_ids(param: str, value: Any) -> tuple[int, ...]:
     return tuple(_integer(param, item) for item in items)
 
 
-def _allowed_token_ids(param: str, value: Any) -> tuple[int, ...] | None:
+def _optional_token_ids(param: str, value: Any) -> tuple[int, ...] | None:
     return None if value is None else _token_ids(param, value)
 
 
@@ -271,7 +283,7 @@ _READERS: tuple[tuple[tuple[str, ...], Callable[[str, Any], Any]], ...] = (
     (("stop",), _stop),
     (("bad_words",), _strings),
     (("stop_token_ids",), _token_ids),
-    (("allowed_token_ids",), _allowed_token_ids),
+    (("allowed_token_ids", "logprob_token_ids"), _optional_token_ids),
     (("logit_bias",), _biases),
     (("structured_outputs",), _structured_outputs),
 )

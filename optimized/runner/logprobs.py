@@ -12,14 +12,26 @@ LOWEST_LOGPROB = -9999.0
 _LOW = 0xFFFFFFFF
 
 
+class Given(NamedTuple):
+    """Reports that are on given tokens instead of the most likely.
+
+    Attributes:
+        rows: int64 [M], their places among the N reports.
+        token_ids: int64 [M, G]; shorter lists are filled up with any ids.
+    """
+
+    rows: torch.Tensor
+    token_ids: torch.Tensor
+
+
 class Reports(NamedTuple):
-    """On N tokens, each with the K most likely ones.
+    """On N tokens, each with K others: the most likely ones, or those given.
 
     Attributes:
         token_ids: int64 [N].
         logprobs: float32 [N].
         ranks: int32 [N].
-        top_ids: int64 [N, K], the most likely first, lower ids first among equals.
+        top_ids: int64 [N, K], the most likely first, lower ids first among equals; or as given.
         top_logprobs: float32 [N, K].
     """
 
@@ -30,7 +42,7 @@ class Reports(NamedTuple):
     top_logprobs: torch.Tensor
 
     def columns(self, start: int, end: int, num_top: int) -> LogprobColumns:
-        """Reports [start, end) with the ``num_top`` ≤ K most likely tokens each; of arrays on the host."""
+        """Reports [start, end) with ``num_top`` ≤ K others each; of arrays on the host."""
         rows = slice(start, end)
         return LogprobColumns(
             min(num_top, self.top_ids.shape[1]),
@@ -42,13 +54,19 @@ class Reports(NamedTuple):
         )
 
 
-def report(logits: torch.Tensor, token_ids: torch.Tensor, num_top: int) -> Reports:
-    """On the tokens ``token_ids`` int64 [N] at the rows of ``logits`` [N, V]. Nothing waits for the device."""
+def report(logits: torch.Tensor, token_ids: torch.Tensor, num_top: int, given: Given | None = None) -> Reports:
+    """On the tokens ``token_ids`` int64 [N] at the rows of ``logits`` [N, V]. Nothing waits for the device.
+
+    Args:
+        num_top: the most likely tokens to report, where none are given.
+    """
     logprobs = torch.log_softmax(logits, dim=-1)
     chosen = logprobs.gather(1, token_ids[:, None])  # [N, 1]
     # as bytes they are counted many times faster
     ranks = 1 + (logprobs > chosen).view(torch.uint8).sum(-1, dtype=torch.int32)
     top_ids = _top(logprobs, min(num_top, logprobs.shape[1]))
+    if given is not None:
+        top_ids = _replace(top_ids, given)
     top = logprobs.gather(1, top_ids)
     return Reports(token_ids, chosen[:, 0].clamp(min=LOWEST_LOGPROB), ranks, top_ids, top.clamp(min=LOWEST_LOGPROB))
 
@@ -66,6 +84,14 @@ def _top(logprobs: torch.Tensor, count: int) -> torch.Tensor:
     ids = torch.arange(logprobs.shape[1], device=logprobs.device)
     best = (order | (_LOW - ids)).topk(count, dim=-1).values
     return _LOW - (best & _LOW)
+
+
+def _replace(top_ids: torch.Tensor, given: Given) -> torch.Tensor:
+    """``top_ids`` [N, K] with the given ones where there are some, and zeros behind what is shorter."""
+    width = max(top_ids.shape[1], given.token_ids.shape[1])
+    ids = torch.nn.functional.pad(top_ids, (0, width - top_ids.shape[1]))
+    ids[given.rows, : given.token_ids.shape[1]] = given.token_ids
+    return ids
 
 
 def _bytes(x: torch.Tensor) -> bytes:

@@ -18,7 +18,8 @@ class Rows:
         starts: what the row was started with; None if nobody has it.
         tables: int32 [num_rows, max_blocks].
         random: rows that are not greedy.
-        logprobs: rows that report on their tokens, and how many of the most likely tokens each reports.
+        logprobs: rows that report on their tokens, and how many further tokens each reports.
+        reported: those of them that report given tokens instead of the most likely: their ids, int64 [K].
         temperature, top_k, top_p, min_p, seeds, choices: [num_rows], as ``kernels.sample.Rows`` has them.
     """
 
@@ -27,6 +28,7 @@ class Rows:
         self.tables = torch.zeros((num_rows, max_blocks), dtype=torch.int32)
         self.random: set[int] = set()
         self.logprobs: dict[int, int] = {}
+        self.reported: dict[int, torch.Tensor] = {}
         self.temperature = torch.zeros(num_rows)
         self.top_k = torch.zeros(num_rows, dtype=torch.int64)
         self.top_p = torch.ones(num_rows, dtype=torch.float64)
@@ -44,6 +46,8 @@ class Rows:
         self.temperature[row] = p.temperature
         if p.logprobs is not None:
             self.logprobs[row] = p.logprobs
+        if p.logprob_token_ids is not None:
+            self.reported[row] = torch.tensor(p.logprob_token_ids)
         if p.temperature > 0:
             self.random.add(row)
             self.top_k[row], self.top_p[row], self.min_p[row] = p.top_k, p.top_p, p.min_p
@@ -55,6 +59,7 @@ class Rows:
         self.starts[row] = None
         self.random.discard(row)
         self.logprobs.pop(row, None)
+        self.reported.pop(row, None)
 
     def extend(self, work: RowWork) -> None:
         """Its table grows."""

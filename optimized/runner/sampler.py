@@ -17,7 +17,7 @@ from optimized.kernels.edit_logits import NEVER
 from optimized.kernels.native import Library
 from optimized.runner.edits import NOT_FINITE, OVERFLOW, Check, Edited, Edits
 from optimized.runner.grammars import RowGrammars
-from optimized.runner.logprobs import Reports, report
+from optimized.runner.logprobs import Given, Reports, report
 from optimized.runner.packing import ToHost, to_device
 from optimized.runner.rows import Rows
 from tandem.engine import LogprobColumns
@@ -47,7 +47,7 @@ class PendingTokens:
         tokens: int64 [N], see the attribute.
         checks: of the rows.
         reports: on those rows that are asked for one.
-        counts: of each of these rows in order, how many of the most likely tokens it asks for.
+        counts: of each of these rows in order, how many further tokens it asks for.
 
     Attributes:
         tokens: int64 [N], on the device of the logits. Whatever is in a row, its token is one of the vocabulary.
@@ -119,13 +119,25 @@ class Sampler:
         if counts:
             at = self._ints(list(counts), logits)
             seen = logits.index_select(0, at) if seen is None else seen
-            reports = report(seen, tokens.index_select(0, at), max(counts.values()))
+            reports = report(seen, tokens.index_select(0, at), *self._others(asked, counts, logits.device))
         return PendingTokens(tokens, checks, reports, counts)
 
     def _reported(self, asked: Sequence[Asked]) -> dict[int, int]:
-        """The rows of logits to report on, and how many of the most likely tokens each asks for."""
+        """The rows of logits to report on, and how many further tokens each asks for."""
         logprobs = self._rows.logprobs
         return {i: logprobs[a.row] for i, a in enumerate(asked) if a.row in logprobs} if logprobs else {}
+
+    def _others(
+        self, asked: Sequence[Asked], counts: dict[int, int], device: torch.device
+    ) -> tuple[int, Given | None]:
+        """How many of the most likely tokens are wanted at most, and the tokens that some rows want instead."""
+        reported = self._rows.reported
+        given = {place: reported[asked[i].row] for place, i in enumerate(counts) if asked[i].row in reported}
+        if not given:
+            return max(counts.values()), None
+        num_top = max((count for i, count in counts.items() if asked[i].row not in reported), default=0)
+        ids = torch.nn.utils.rnn.pad_sequence(list(given.values()), batch_first=True)
+        return num_top, Given(*to_device([torch.tensor(list(given)), ids], device))
 
     def _choose(
         self, logits: torch.Tensor, asked: Sequence[Asked], random: list[int], processed: list[int]

@@ -26,7 +26,7 @@ class ChatDialect(OpenAIDialect):
         self._shows_reasoning = request.include_reasoning is not False
         self._names_function = request.named_function is not None
         self._calling: set[int] = set()  # choices that have called a function
-        self._has_logprobs = bool(request.logprobs)
+        self._has_logprobs = context.job.sampling.logprobs is not None
         self._has_prompt_logprobs = request.prompt_logprobs is not None
         self._prompt = context.job.prompts[0]
         self._role = b'"delta":' + encode_json({"role": context.response_role, "content": self._prompt.text})

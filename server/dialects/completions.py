@@ -70,7 +70,7 @@ class CompletionDialect(OpenAIDialect):
         number = self._prompt_of(index)
         prompt = self.context.job.prompts[number]
         logprobs = None
-        if request.logprobs is not None:
+        if request.reports_logprobs:
             writer = self.logprobs_of(index)
             parts = [self._echoed(writer, answer.prompt_logprobs, number)] if request.echo else []
             entries = [entry for columns in choice.logprobs for entry in columns]
@@ -94,7 +94,7 @@ class CompletionDialect(OpenAIDialect):
         request, number = self._request, self._prompt_of(choice)
         prompt = self.context.job.prompts[number]
         logprobs = None
-        if request.echo and request.logprobs is not None:
+        if request.echo and request.reports_logprobs:
             logprobs = self._echoed(self.logprobs_of(choice), self._prompt_logprobs, number)
         extra = {"prompt_token_ids": prompt.token_ids} if self._returns_ids else {}
         if request.echo or extra:

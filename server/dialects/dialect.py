@@ -29,8 +29,16 @@ from tandem.generation.decoding import Choices
 encode_json = msgspec.json.Encoder().encode
 
 
-class Dialect(Protocol):
-    """Writes the events of one request: in a stream as they come, or all of them as one answer."""
+class WholeWriter(Protocol):
+    """Writes the events of one request as one answer."""
+
+    def whole(self, answer: Answer) -> bytes:
+        """All of them."""
+        ...
+
+
+class Dialect(WholeWriter, Protocol):
+    """Writes them in a stream as they come, too."""
 
     def begin(self) -> bytes:
         """What comes before any event."""
@@ -50,10 +58,6 @@ class Dialect(Protocol):
 
     def error(self, error: ApiError) -> bytes:
         """What comes instead, where the request fails on the way."""
-        ...
-
-    def whole(self, answer: Answer) -> bytes:
-        """The same events as one answer."""
         ...
 
 

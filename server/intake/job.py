@@ -51,9 +51,7 @@ class Job:
         Raises:
             RequestError: a prompt or a parameter is refused.
         """
-        if request.priority and model.resolved.engine.scheduler.scheduling_policy != "priority":
-            message = "priority needs a server that runs with --scheduling-policy priority"
-            raise RequestError(message, "priority", "unsupported_parameter")
+        check_priority(model, request)
         admission, group = model.generator.admission, uuid.uuid4().hex
         plan = plan or AnswerPlan(PLAIN, "", request.form[0])
         terms = admission.terms(sampling, plan.grammar, plan.param)
@@ -76,3 +74,10 @@ class Job:
             if 2 * search.width > model.info.vocab_size:
                 raise RequestError(f"n must be at most half of the {model.info.vocab_size} tokens", "n")
         return cls(request, sampling, prompts, requests, plan.reading, search)
+
+
+def check_priority(model: LoadedModel, request: GenerationRequest) -> None:
+    """Raise ``RequestError`` for a priority that the server's scheduling would not look at."""
+    if request.priority and model.resolved.engine.scheduler.scheduling_policy != "priority":
+        message = "priority needs a server that runs with --scheduling-policy priority"
+        raise RequestError(message, "priority", "unsupported_parameter")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import msgspec
+
 from server.config import ServerConfig
 from server.intake.conversation import chat_job
 from server.intake.job import Job
@@ -57,7 +59,7 @@ def ollama_generate_job(
         RequestError: as ``ollama_chat_job``.
     """
     try:
-        if request.raw:
+        if request.is_bare:
             return _raw_job(model, request, arrival_time)
         messages = [Message(role="user", content=request.prompt or "")]
         if request.system:
@@ -73,11 +75,12 @@ def _raw_job(model: LoadedModel, request: OllamaGenerate, arrival_time: float) -
     del fields["chat_template_kwargs"]
     if fields["max_tokens"] is None:
         fields["max_tokens"] = 0
-    completion = CompletionRequest(prompt=request.prompt or "", **fields)
+    completion = CompletionRequest(prompt=request.prompt or "", suffix=request.suffix, **fields)
+    completion.check()
     prompts = completion_prompts(model, completion)
     if not completion.max_tokens:  # as many as fit
         room = max(1, model.context - len(prompts[0].token_ids))
-        completion = CompletionRequest(prompt=completion.prompt, **fields | {"max_tokens": room})
+        completion = msgspec.structs.replace(completion, max_tokens=room)
     return Job.of(completion, model, completion_sampling(completion, model), prompts, arrival_time)
 
 

@@ -16,6 +16,7 @@ from server.state import LoadedModel
 from tandem.errors import RequestError
 from tandem.text.chat_template import ChatTemplate
 from tandem.text.detokenizer import Detokenizer
+from tandem.text.fill_in_middle import FillInMiddle, fill_in_middle, gap_prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,8 @@ def completion_prompts(model: LoadedModel, request: CompletionRequest) -> list[P
     Raises:
         RequestError: prompts of different types are mixed, or a text is too long.
     """
+    if request.suffix:
+        return [_gap_prompt(model, request, str(prompt), request.suffix) for prompt in request.prompts]
     limit = 16 if request.max_tokens is None else request.max_tokens
     return [_completion_prompt(model, request, prompt, limit) for prompt in request.prompts]
 
@@ -84,6 +87,24 @@ def detokenize(model: LoadedModel, token_ids: Sequence[int], skip_special_tokens
     """The text that tokens stand for, as it would be streamed."""
     detokenizer = Detokenizer(model.tokenizer, skip_special_tokens)
     return "".join(map(detokenizer.push, token_ids)) + detokenizer.finish()
+
+
+def gap_form(model: LoadedModel) -> FillInMiddle:
+    """How the model is asked to fill a gap.
+
+    Raises:
+        RequestError: its tokenizer has no tokens for that.
+    """
+    if (form := fill_in_middle(model.tokenizer)) is None:
+        message = "suffix is not supported: the model's tokenizer has no tokens that ask for what fills a gap"
+        raise RequestError(message, "suffix", "unsupported_parameter")
+    return form
+
+
+def _gap_prompt(model: LoadedModel, request: CompletionRequest, prompt: str, suffix: str) -> Prompt:
+    form, encode = gap_form(model), model.generator.admission.encode
+    add_special = request.add_special_tokens is not False
+    return Prompt(gap_prompt(form, model.tokenizer, encode, prompt, suffix, add_special), prompt)
 
 
 def _completion_prompt(model: LoadedModel, request: CompletionRequest, prompt: str | list[int], limit: int) -> Prompt:

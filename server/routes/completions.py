@@ -9,14 +9,12 @@ from starlette.responses import Response
 from server.dialects.completions import CompletionDialect
 from server.intake.job import Job
 from server.intake.prompts import completion_prompts
-from server.intake.sampling import completion_sampling
+from server.intake.sampling import check_prompt_logprobs, completion_sampling
 from server.openapi import describe
 from server.routes.generation import Arrival, Family, in_dialect
 from server.schemas.completions import CompletionRequest
 from server.schemas.parse import BodyParser
-from tandem.errors import RequestError
 
-MAX_PROMPT_LOGPROBS = 2**22  # each choice reports its prompt; about 64 bytes each on the wire
 PARSER = BodyParser(CompletionRequest)
 router = APIRouter(tags=["generate"])
 
@@ -30,13 +28,9 @@ async def create_completion(request: Request) -> Response:
 def _prepare(arrival: Arrival, request: CompletionRequest) -> Job:
     sampling = completion_sampling(request, arrival.model)
     prompts = completion_prompts(arrival.model, request)
-    if sampling.prompt_logprobs is not None:
-        num_positions = sampling.n * sum(len(prompt.token_ids) for prompt in prompts)
-        if num_positions * (sampling.prompt_logprobs + 1) > MAX_PROMPT_LOGPROBS:
-            message = (
-                f"all choices together would report more than {MAX_PROMPT_LOGPROBS} log-probabilities of prompts"
-            )
-            raise RequestError(message, "echo" if request.echo else "prompt_logprobs")
+    # each choice reports its prompt
+    num_positions = sampling.n * sum(len(prompt.token_ids) for prompt in prompts)
+    check_prompt_logprobs(sampling, num_positions, "echo" if request.echo else "prompt_logprobs")
     return Job.of(request, arrival.model, sampling, prompts, arrival.time)
 
 

@@ -1,6 +1,6 @@
 """Routes that change what the server does: only with ``--enable-dev-mode`` (or VLLM_SERVER_DEV_MODE=1).
 
-Names and shapes are those of vLLM's development mode.
+Those that take profiles are there with ``--profiler-config``. Names and shapes are those of vLLM's development mode.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from tandem.process.client import CALL_SECONDS, EngineClient
 CALLS = ("reset_prefix_cache", "sleep", "wake_up", "replace_weights")
 SECRETS = frozenset({"api_keys", "ssl_keyfile", "engine_address"})
 router = APIRouter(tags=["control"])
+profile_router = APIRouter(tags=["control"])  # with --profiler-config
 
 
 class CollectiveCall(msgspec.Struct, kw_only=True, frozen=True):
@@ -108,6 +109,20 @@ async def collective_rpc(request: Request) -> Response:
     except TypeError as error:
         raise RequestError(f"args do not fit {call.method}", "args") from error
     return _answer({"results": [None]})
+
+
+@profile_router.post("/start_profile", summary="Begin a profile of the engine's steps.")
+async def start_profile(request: Request) -> Response:
+    """One at a time; after ``max_iterations`` steps it ends by itself."""
+    await _client(state_of(request)).call("start_profile")
+    return Response(status_code=200)
+
+
+@profile_router.post("/stop_profile", summary="End the profile and write it to a file.")
+async def stop_profile(request: Request) -> Response:
+    """Answers once the file is written; the engine does nothing else meanwhile."""
+    await _client(state_of(request)).call("stop_profile")
+    return Response(status_code=200)
 
 
 @router.get("/server_info", summary="The configuration, without secrets, and what the engine is.")

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from server.config import MAX_CHOICES
-from server.dialects.dialect import Answer, Context, Dialect
+from server.dialects.dialect import Answer, Context, Dialect, WholeWriter
 from server.http.streaming import EVENTS, EventStream, StreamForm, unless_gone
 from server.intake.body import ignored_headers, read_body, served_model, state_of
 from server.intake.capacity import Reservation
@@ -66,6 +67,22 @@ class Arrival:
     body: bytearray
 
 
+async def arrive(http: Request, answer: Callable[[Arrival], Coroutine[Any, Any, Response]]) -> Response:
+    """Reserve capacity for a request, read its body, and let it be answered for as long as its client is there."""
+    arrival_time = time.monotonic()
+    state = state_of(http)
+    model = state.require_model()
+    reservation = state.capacity.reserve(choices=1)
+    try:
+        body = await read_body(http, reservation)
+        owner = http.scope.get(OWNER, "")
+        arrival = Arrival(state, model, reservation, arrival_time, http.url.path, owner, body)
+        return await unless_gone(http.receive, answer(arrival))
+    except BaseException:
+        reservation.release()
+        raise
+
+
 @dataclass(frozen=True, slots=True)
 class Started(Generic[R]):
     """A request that the engine works on. Whoever has it aborts the generation when nobody wants it any more."""
@@ -86,7 +103,9 @@ class Family(Generic[R]):
         prepare: makes a job of a request; may take long, and is done in a thread.
         deliver: answers with what is generated.
         prompt_field: to blame for a prompt that is more than the server takes.
+        count_field: to blame for more choices than the server takes.
         runs_templates: ``prepare`` may take long whatever the body's size.
+        repeats_body: ``prepare`` works on all of the body for each choice.
         id_prefix: what the answer's id begins with.
         kinds: ``object`` of a whole answer and of a chunk.
         at_once: the answer to a request that asks for no text, given the model's name; None for all others.
@@ -99,25 +118,17 @@ class Family(Generic[R]):
     id_prefix: str
     kinds: tuple[str, str]
     prompt_field: str = "prompt"
+    count_field: str = "n"
     runs_templates: bool = False
+    repeats_body: bool = False
     at_once: Callable[[R, str], Response | None] = lambda request, name: None
 
     async def respond(self, http: Request) -> Response:
         """Answer a request; each step on the way may refuse it."""
-        arrival_time = time.monotonic()
-        state = state_of(http)
-        model = state.require_model()
-        reservation = state.capacity.reserve(choices=1)
-        try:
-            body = await read_body(http, reservation)
-            owner = http.scope.get(OWNER, "")
-            arrival = Arrival(state, model, reservation, arrival_time, http.url.path, owner, body)
-            return await unless_gone(http.receive, self._answer(arrival))
-        except BaseException:
-            reservation.release()
-            raise
+        return await arrive(http, self.answer)
 
-    async def _answer(self, arrival: Arrival) -> Response:
+    async def answer(self, arrival: Arrival) -> Response:
+        """Answer one whose body has been read."""
         state, size = arrival.state, len(arrival.body)
         request, ignored = await state.pool.run(size, self.parser.parse, arrival.body)
         headers = ignored_headers(arrival.path, ignored)
@@ -126,9 +137,11 @@ class Family(Generic[R]):
             arrival.reservation.release()
             return response
         if (count := self.count(request)) > MAX_CHOICES:
-            raise RequestError(f"prompts times n must be at most {MAX_CHOICES}", "n")
-        arrival.reservation.hold(choices=count)
-        effort = max(size, SHORT_BYTES) if self.runs_templates else size
+            raise RequestError(f"prompts times n must be at most {MAX_CHOICES}", self.count_field)
+        with blaming(self.count_field):
+            arrival.reservation.hold(choices=count)
+        effort = size * count if self.repeats_body else size
+        effort = max(effort, SHORT_BYTES) if self.runs_templates else effort
         job = await state.pool.run(effort, self.prepare, arrival, request)
         answer_id = f"{self.id_prefix}{request.request_id or uuid.uuid4().hex}"
         if state.config.enable_log_requests:
@@ -148,10 +161,8 @@ class Family(Generic[R]):
     def _start(self, arrival: Arrival, job: Job, answer_id: str) -> Generation:
         """Hand a job to the engine. From here on the generation holds the capacity."""
         state, reservation = arrival.state, arrival.reservation
-        try:
+        with blaming(self.prompt_field):
             reservation.hold(tokens=sum(len(prompt.token_ids) for prompt in job.prompts), body_bytes=0)
-        except RequestError as error:
-            raise RequestError(str(error), self.prompt_field, error.code) from error
         arrival.body.clear()
         recorders = Recorders(state, answer_id, job)
         generation = arrival.model.generator.start(job.requests, recorders.observe, job.reading, job.search)
@@ -159,6 +170,15 @@ class Family(Generic[R]):
         generation.add_done_callback(lambda _: reservation.release())
         state.track(generation)
         return generation
+
+
+@contextmanager
+def blaming(field: str) -> Iterator[None]:
+    """A refusal within is because of this field."""
+    try:
+        yield
+    except RequestError as error:
+        raise RequestError(str(error), field, error.code) from error
 
 
 def in_dialect(
@@ -171,19 +191,29 @@ def in_dialect(
         writer = dialect(started.context, started.request)
         if started.request.stream:
             return await EventStream(generation, writer, state.pool, headers, form).wait()
-        return await _whole(state, generation, writer, len(started.context.job.requests), headers)
+        return await _whole(started, writer)
 
     return deliver
 
 
-async def _whole(
-    state: ServerState, generation: Generation, dialect: Dialect, num_choices: int, headers: dict[str, str]
-) -> Response:
-    answer = Answer(num_choices)
+def as_whole(
+    writer: Callable[[Context, R], WholeWriter],
+) -> Callable[[Started[R]], Awaitable[Response]]:
+    """Answers that are never streamed."""
+
+    async def deliver(started: Started[R]) -> Response:
+        return await _whole(started, writer(started.context, started.request))
+
+    return deliver
+
+
+async def _whole(started: Started[R], writer: WholeWriter) -> Response:
+    state, generation = started.arrival.state, started.generation
+    answer = Answer(len(started.context.job.requests))
     try:
         async for events in generation:
             answer.add(events)
     finally:
         generation.abort()
-    body = await state.pool.run(answer.size, dialect.whole, answer)
-    return Response(body, headers=headers, media_type="application/json")
+    body = await state.pool.run(answer.size, writer.whole, answer)
+    return Response(body, headers=started.headers, media_type="application/json")

@@ -22,6 +22,7 @@ from server.schemas.ollama import CHAT_REFUSALS, GENERATE_REFUSALS, OllamaChat, 
 from server.schemas.parse import BodyParser
 from server.state import LoadedModel, ServerState
 from tandem import __version__
+from tandem.text.fill_in_middle import fill_in_middle
 
 CHAT_PARSER = BodyParser(OllamaChat, CHAT_REFUSALS)
 GENERATE_PARSER = BodyParser(OllamaGenerate, GENERATE_REFUSALS)
@@ -87,7 +88,7 @@ def _chat_at_once(request: OllamaChat, name: str) -> Response | None:
 
 
 def _generate_at_once(request: OllamaGenerate, name: str) -> Response | None:
-    return None if request.prompt else _loaded(name, {"response": ""})
+    return None if request.prompt or request.suffix else _loaded(name, {"response": ""})
 
 
 def _loaded(name: str, part: dict[str, Any]) -> Response:
@@ -98,7 +99,12 @@ def _loaded(name: str, part: dict[str, Any]) -> Response:
 def _show(state: ServerState, model: LoadedModel, request: OllamaShow) -> bytes:
     architecture = _family(model)
     sampling = model.resolved.default_sampling.items()
-    capabilities = {"completion": True, "tools": model.formats.tools, "thinking": model.formats.reasoning}
+    capabilities = {
+        "completion": True,
+        "insert": fill_in_middle(model.tokenizer),
+        "tools": model.formats.tools,
+        "thinking": model.formats.reasoning,
+    }
     return encode_json({
         "modelfile": "",
         "parameters": "\n".join(f"{name} {value}" for name, value in sampling),

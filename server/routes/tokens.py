@@ -9,6 +9,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from server.dialects.dialect import encode_json
+from server.intake.body import state_of
+from server.intake.pool import SHORT_BYTES
 from server.intake.prompts import detokenize, request_template, tokenize
 from server.openapi import describe
 from server.routes.direct import respond
@@ -20,6 +22,7 @@ from tandem.errors import RequestError
 TOKENIZE = BodyParser(TokenizeRequest, refusals={})
 DETOKENIZE = BodyParser(DetokenizeRequest, refusals={})
 router = APIRouter(tags=["tokens"])
+info_router = APIRouter(tags=["tokens"])  # with --enable-tokenizer-info-endpoint
 
 
 @router.post(
@@ -34,6 +37,20 @@ async def create_tokens(request: Request) -> Response:
 async def create_text(request: Request) -> Response:
     """Answers ``{"prompt"}``."""
     return await respond(request, DETOKENIZE, _text)
+
+
+@info_router.get("/tokenizer_info", summary="The tokenizer's configuration, and the chat template.")
+async def tokenizer_info(request: Request) -> Response:
+    """``tokenizer_config.json``, with the template that conversations are rendered with."""
+    state = state_of(request)
+    model = state.require_model()
+    text = await state.pool.run_in_thread(SHORT_BYTES, _info, model)
+    return Response(text, media_type="application/json")
+
+
+def _info(model: LoadedModel) -> bytes:
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", **model.tokenizer.config}
+    return encode_json({**config, "chat_template": model.template.source if model.template else None})
 
 
 def _tokens(state: ServerState, model: LoadedModel, request: TokenizeRequest) -> bytes:

@@ -13,6 +13,7 @@ from msgspec import Meta
 
 from server.schemas.forms import FormFields
 from tandem.errors import RequestError
+from tandem.sampling_params import MAX_LOGPROB_TOKEN_IDS
 
 INT31 = 2**31 - 1
 INT63 = 2**63 - 1
@@ -37,10 +38,14 @@ Choices = Annotated[int, Meta(ge=1, le=128, description="answers to each prompt"
 Bias = Annotated[float, Meta(ge=-100, le=100)]
 LogitBias = Annotated[dict[int, Bias], Meta(max_length=4096, description="token id to bias in [-100, 100]")]
 TokenIds = Annotated[list[TokenId], Meta(max_length=2**20)]
+LabelIds = Annotated[
+    list[TokenId], Meta(max_length=MAX_LOGPROB_TOKEN_IDS, description="tokens to report at each output position")
+]
 BadWords = Annotated[list[Annotated[str, Meta(min_length=1, max_length=256)]], Meta(max_length=1024)]
 Truncation = Annotated[
     int, Meta(ge=-1, le=INT31, description="keep only so many tokens of the prompt, the last ones; -1: all that fit")
 ]
+Priority = Annotated[int, Meta(ge=-INT63 - 1, le=INT63, description="lower runs earlier")]
 Metadata = Annotated[
     dict[Annotated[str, Meta(max_length=64)], Annotated[str, Meta(max_length=512)]], Meta(max_length=16)
 ]
@@ -62,6 +67,7 @@ NOT_IN_BEAM_SEARCH: dict[str, tuple[object, ...]] = {
     "stop": ([],),
     "logprobs": (False,),
     "prompt_logprobs": (),
+    "logprob_token_ids": ([],),
     "echo": (False,),
     "response_format": (),
     "structured_outputs": (),
@@ -112,6 +118,7 @@ class GenerationRequest(FormFields, kw_only=True, frozen=True):
     ignore_eos: bool | None = None
 
     prompt_logprobs: Count | None = None
+    logprob_token_ids: LabelIds | None = None
     return_token_ids: bool | None = None
     return_tokens_as_token_ids: bool | None = None
     skip_special_tokens: bool | None = None
@@ -121,7 +128,7 @@ class GenerationRequest(FormFields, kw_only=True, frozen=True):
     truncation_side: Literal["left", "right"] | None = None
     echo: bool | None = None
 
-    priority: Annotated[int, Meta(ge=-INT63 - 1, le=INT63)] | None = None
+    priority: Priority | None = None
     request_id: RequestId | None = None
     cache_salt: Salt | None = None
 

@@ -27,7 +27,6 @@ CHAT_REFUSALS: Refusals = _SHARED
 GENERATE_REFUSALS: Refusals = _SHARED | {
     "template": ("prompts are rendered with the model's template", ("",)),
     "context": ("conversations are not kept in tokens: use /api/chat", ([],)),
-    "suffix": ("no model served here fills gaps", ("",)),
     "images": ("this model reads text only", ([],)),
     "width": ("only text can be generated", (0,)),
     "height": ("only text can be generated", (0,)),
@@ -183,19 +182,29 @@ class OllamaChat(OllamaRequest, kw_only=True, frozen=True):
 
 
 class OllamaGenerate(OllamaRequest, kw_only=True, frozen=True):
-    """A prompt to answer, or with ``raw`` to go on with; without one, the question whether the model is loaded."""
+    """A prompt to answer, or with ``raw`` to go on with; without one, the question whether the model is loaded.
+
+    With a ``suffix`` the answer is what stands between both, where the model can fill gaps, and there is no template.
+    """
 
     prompt: str | None = None
+    suffix: str | None = None
     system: str | None = None
     raw: bool | None = None
 
     def check(self) -> None:
         """Raise ``RequestError`` where something cannot be honoured, or fields contradict each other."""
         super().check()
-        if self.raw and self.system:
-            raise RequestError("raw leaves the template out, and system with it", "system")
-        if self.raw and self.think:
-            raise RequestError("raw leaves the template out, and think with it", "think")
+        bare = "raw" if self.raw else "suffix"
+        if self.is_bare and self.system:
+            raise RequestError(f"{bare} leaves the template out, and system with it", "system")
+        if self.is_bare and self.think:
+            raise RequestError(f"{bare} leaves the template out, and think with it", "think")
+
+    @property
+    def is_bare(self) -> bool:
+        """Whether the prompt is not put into the model's template."""
+        return bool(self.raw or self.suffix)
 
 
 class OllamaShow(msgspec.Struct, kw_only=True, frozen=True):

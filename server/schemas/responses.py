@@ -12,12 +12,12 @@ from msgspec import Meta
 
 from server.schemas.chat import OutputLimit, Variables
 from server.schemas.common import (
-    INT63,
     Count,
     LogitBias,
     Metadata,
     Name,
     Penalty,
+    Priority,
     Probability,
     RepetitionPenalty,
     Salt,
@@ -205,7 +205,7 @@ class ResponsesRequest(PromptFields, kw_only=True, frozen=True):
     thinking_token_budget: Count | None = None
     top_logprobs: Count | None = None
 
-    priority: Annotated[int, Meta(ge=-INT63 - 1, le=INT63)] | None = None
+    priority: Priority | None = None
     request_id: RequestId | None = None
     cache_salt: Salt | None = None
 

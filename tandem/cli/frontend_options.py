@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from tandem.cli.parser import count
+from tandem.cli.parser import count, json_profiler_config
 from tandem.errors import ConfigError
 
 ON_OR_OFF = argparse.BooleanOptionalAction
@@ -28,6 +28,12 @@ def add_frontend_options(parser: argparse.ArgumentParser) -> None:
     add("--disable-log-stats", action=ON_OR_OFF, default=False, help="the same as --no-enable-metrics")
     add("--metrics-port", type=int, metavar="N", help="answer /metrics there alone; 0 lets the system pick")
     add("--enable-server-load-tracking", action=ON_OR_OFF, default=True, help="answer /load (default: on)")
+    add(
+        "--profiler-config",
+        type=json_profiler_config,
+        metavar="JSON",
+        help='/start_profile and /stop_profile, such as {"profiler": "torch", "torch_profiler_dir": "/tmp/profiles"}',
+    )
     add(
         "--middleware",
         action="append",

@@ -15,6 +15,7 @@ from tandem.cli.config_file import expand_config_file
 from tandem.cli.dotted import join_dotted
 from tandem.config import SpeculativeConfig
 from tandem.errors import ConfigError
+from tandem.process.profiler import ProfilerConfig
 
 ON_OR_OFF = {"true": True, "false": False}
 
@@ -112,6 +113,15 @@ def json_speculative_config(text: str) -> SpeculativeConfig:
         return msgspec.json.decode(text, type=SpeculativeConfig)
     except msgspec.MsgspecError as error:
         example = '{"method": "ngram", "num_speculative_tokens": 5}'
+        raise argparse.ArgumentTypeError(f"{error}; an example is {example}") from error
+
+
+def json_profiler_config(text: str) -> ProfilerConfig:
+    """How profiles are taken, as JSON."""
+    try:
+        return msgspec.json.decode(text, type=ProfilerConfig)
+    except msgspec.MsgspecError as error:
+        example = '{"profiler": "torch", "torch_profiler_dir": "/tmp/profiles"}'
         raise argparse.ArgumentTypeError(f"{error}; an example is {example}") from error
 
 

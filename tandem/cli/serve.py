@@ -243,6 +243,7 @@ def _add_server_options(parser: argparse.ArgumentParser) -> None:
         default=os.environ.get("VLLM_SERVER_DEV_MODE") == "1",
         help="routes that pause the server, let the engine sleep, and tell its configuration",
     )
+    add("--enable-tokenizer-info-endpoint", action=ON_OR_OFF, default=False, help="answer /tokenizer_info")
     add("--disable-fastapi-docs", action=ON_OR_OFF, default=False, help="no /docs and /openapi.json")
     add("--uvicorn-log-level", default="info", choices=("critical", "error", "warning", "info", "debug", "trace"))
     add("--disable-uvicorn-access-log", dest="disable_access_log", action=ON_OR_OFF, default=False)

@@ -21,6 +21,7 @@ OWN = """
     enable-log-requests disable-log-requests enable-log-outputs max-log-len disable-fastapi-docs
     uvicorn-log-level disable-uvicorn-access-log disable-access-log-for-endpoints shutdown-timeout
     disable-frontend-multiprocessing middleware enable-server-load-tracking disable-log-stats config
+    enable-tokenizer-info-endpoint profiler-config
 """
 
 _ONE_DEVICE = "the model runs on one device of one machine"
@@ -333,7 +334,6 @@ FOREIGN: tuple[Foreign, ...] = (
     ),
     *switches("an unforeseen error is logged with its stack in any case", "log-error-stack", "true"),
     *switches("/docs needs a browser that reaches its scripts; /openapi.json needs nothing", "enable-offline-docs"),
-    *switches("a model's files tell it", "enable-tokenizer-info-endpoint"),
     *switches("/metrics tells it of all requests together", "enable-per-request-metrics"),
     *values("system_fingerprint tells version and engine", "fingerprint-mode\nfingerprint-value"),
     *values(
@@ -343,7 +343,6 @@ FOREIGN: tuple[Foreign, ...] = (
         otlp-traces-endpoint
         collect-detailed-traces
         kv-cache-metrics-sample
-        profiler-config
         """,
     ),
     *switches(

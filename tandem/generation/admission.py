@@ -196,9 +196,11 @@ class Admission:
             raise RequestError(f"n must be at most {MAX_CHOICES}, got {sampling.n}", "n")
         for param in ("logprobs", "prompt_logprobs"):
             count = getattr(sampling, param)
+            if param == "logprobs" and sampling.logprob_token_ids is not None:
+                continue  # counted when they were constructed
             if count is not None and count > self._max_logprobs:
                 raise RequestError(f"{param} must be at most {self._max_logprobs}, got {count}", param)
-        for param in ("stop_token_ids", "allowed_token_ids", "logit_bias"):
+        for param in ("stop_token_ids", "allowed_token_ids", "logit_bias", "logprob_token_ids"):
             for token_id in getattr(sampling, param) or ():
                 if not self._has(token_id):
                     known = f"token ids in [0, {self._info.vocab_size})"

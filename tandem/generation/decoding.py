@@ -32,10 +32,12 @@ class Reading:
     Attributes:
         parser: makes that of a choice, by the choice's number.
         markers: texts that parsers must see although special tokens are hidden.
+        decodes: tokens are turned into text at all; without that there are no stop strings either.
     """
 
     parser: Callable[[int], OutputParser] = PlainContent
     markers: frozenset[str] = frozenset()
+    decodes: bool = True
 
 
 PLAIN = Reading()
@@ -57,6 +59,7 @@ class ChoiceDecoder:
         self._detokenizer = Detokenizer(
             tokenizer, sampling.skip_special_tokens, sampling.spaces_between_special_tokens
         )
+        self._decodes = reading.decodes
         self._parser = reading.parser(choice)
         self._markers = tokenizer.special_tokens_among(reading.markers) if sampling.skip_special_tokens else {}
         self._stop = StopStrings(tuple(sampling.stop), sampling.include_stop_str_in_output)
@@ -72,8 +75,7 @@ class ChoiceDecoder:
         for token_id in token_ids:
             num_used += 1
             self._num_tokens += 1
-            text = "" if num_used == hidden else self._detokenizer.push(token_id) or self._markers.get(token_id, "")
-            if text:
+            if num_used != hidden and self._decodes and (text := self._text(token_id)):
                 self._show(self._parser.push(text), content)
             if self._stop.found is not None:
                 break
@@ -88,6 +90,9 @@ class ChoiceDecoder:
         if (end := self._end(output)) is not None:
             events.append(end)
         return events
+
+    def _text(self, token_id: int) -> str:
+        return self._detokenizer.push(token_id) or self._markers.get(token_id, "")
 
     def _show(self, parsed: Iterable[Content], content: list[Content]) -> None:
         for event in parsed:

@@ -35,7 +35,8 @@ class BeamSearchOutput:
 class CompletionOutput:
     """One finished choice.
 
-    ``logprobs`` maps, for each token, token ids to log-probabilities: the chosen one's and the most likely ones'.
+    ``logprobs`` maps, for each token, token ids to log-probabilities: the chosen one's, and those of the most likely
+    tokens or of ``SamplingParams.logprob_token_ids``.
     """
 
     index: int
@@ -84,5 +85,5 @@ class RequestOutput:
 
 
 def as_dict(entry: TokenLogprobs) -> dict[int, float]:
-    """Token id to log-probability, the most likely first and the token that stands there always among them."""
+    """Token id to log-probability in the order of the report; the token that stands there is always among them."""
     return {**dict(zip(entry.top_ids, entry.top_logprobs, strict=True)), entry.token_id: entry.logprob}

@@ -240,6 +240,8 @@ class EngineClient:
     async def call(self, method: str, *arguments: Any, timeout: float = CALL_SECONDS) -> None:
         """Have the engine do one of ``METHODS`` between two steps: what ``Engine`` defines under the same name.
 
+        ``start_profile`` and ``stop_profile`` are about the steps, and ``tandem.process.profiler``'s.
+
         Args:
             timeout: seconds after which nobody waits any more; the engine may still do it.
 

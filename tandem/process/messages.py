@@ -27,6 +27,7 @@ from tandem.errors import (
     RequestError,
     TandemError,
 )
+from tandem.process.profiler import ProfilerConfig
 from tandem.process.transport import Endpoint
 
 
@@ -100,13 +101,23 @@ class ReplaceWeights(msgspec.Struct, frozen=True, tag="replace_weights"):
     path: str
 
 
+class StartProfile(msgspec.Struct, frozen=True, tag="start_profile"):
+    """``Profiler.start``."""
+
+
+class StopProfile(msgspec.Struct, frozen=True, tag="stop_profile"):
+    """``Profiler.stop``."""
+
+
 ToEngine = Hello | Add | Abort | Call | Probe | Bye
-Method = ResetPrefixCache | Sleep | WakeUp | ReplaceWeights
+Method = ResetPrefixCache | Sleep | WakeUp | ReplaceWeights | StartProfile | StopProfile
 METHODS: dict[str, Callable[..., Method]] = {
     "reset_prefix_cache": ResetPrefixCache,
     "sleep": Sleep,
     "wake_up": WakeUp,
     "replace_weights": ReplaceWeights,
+    "start_profile": StartProfile,
+    "stop_profile": StopProfile,
 }
 
 # ---------------------------------------------------------------------- from the engine
@@ -214,6 +225,7 @@ class Start(msgspec.Struct, frozen=True):
     config: EngineConfig
     endpoint: Endpoint
     incarnation: int
+    profiler: ProfilerConfig | None = None
 
 
 class Built(msgspec.Struct, frozen=True, tag="built"):

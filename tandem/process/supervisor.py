@@ -15,6 +15,7 @@ from typing import Literal
 from tandem.config import EngineConfig
 from tandem.process.launch import EngineProcess, EngineThread, Launched
 from tandem.process.messages import Start
+from tandem.process.profiler import ProfilerConfig
 from tandem.process.transport import Endpoint, make_socket_directory
 
 logger = logging.getLogger("tandem")
@@ -52,6 +53,7 @@ class Supervisor:
             ended when it is stuck.
         max_restarts: within ten minutes; one more death ends it.
         address: ``tcp://HOST:PORT`` to listen at, instead of a Unix socket.
+        profiler: how profiles are taken; None takes none.
 
     Raises:
         ConfigError: there is no place for sockets, or the address is malformed.
@@ -64,9 +66,10 @@ class Supervisor:
         in_process: bool = False,
         max_restarts: int = 3,
         address: str | None = None,
+        profiler: ProfilerConfig | None = None,
     ) -> None:
         self.endpoint = Endpoint.over_tcp(address) if address else Endpoint.in_directory(make_socket_directory())
-        self._config = config
+        self._config, self._profiler = config, profiler
         self._launch: type[EngineProcess] | type[EngineThread] = EngineThread if in_process else EngineProcess
         self._max_restarts = max_restarts
         self._status = EngineStatus("loading", "the model is being loaded")
@@ -139,7 +142,8 @@ class Supervisor:
     def _start(self) -> None:
         self._restart = None
         self._incarnation += 1
-        start, number = Start(self._config, self.endpoint, self._incarnation), self._incarnation
+        number = self._incarnation
+        start = Start(self._config, self.endpoint, number, self._profiler)
         try:
             self._launched = self._launch(
                 start,

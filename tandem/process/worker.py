@@ -41,11 +41,14 @@ from tandem.process.messages import (
     ResetPrefixCache,
     Sleep,
     Start,
+    StartProfile,
+    StopProfile,
     WakeUp,
     decoder,
     encode,
     one_line,
 )
+from tandem.process.profiler import Profiler
 from tandem.process.submission import Unreadable, unpack
 
 logger = logging.getLogger(__name__)
@@ -106,15 +109,16 @@ class EngineLoop:
                 engine.close()
 
     def _serve(self, engine: Engine, heartbeat: HeartbeatSender) -> None:
-        start = self._start
+        start, profiler = self._start, Profiler(self._start.profiler)
         connections = Connections(self._context, start.endpoint, start.incarnation, engine.abort, engine.info)
         try:
             heartbeat.is_ready = True
             self._on_built()
-            service = _Service(engine, connections, heartbeat)
+            service = _Service(engine, connections, heartbeat, profiler)
             while not self._stopping.is_set():
                 service.turn()
         finally:
+            profiler.close()
             connections.close()
 
 
@@ -157,8 +161,11 @@ class Preparation:
 class _Service:
     """A built engine and its clients."""
 
-    def __init__(self, engine: Engine, connections: Connections, heartbeat: HeartbeatSender) -> None:
+    def __init__(
+        self, engine: Engine, connections: Connections, heartbeat: HeartbeatSender, profiler: Profiler
+    ) -> None:
         self._engine = engine
+        self._profiler = profiler
         self._connections = connections
         self._heartbeat = heartbeat
         self._probed = time.monotonic()
@@ -200,7 +207,8 @@ class _Service:
 
     def _step(self) -> Sequence[EngineOutput]:
         self._heartbeat.step_began = time.monotonic()
-        outputs = self._engine.step()
+        with self._profiler.step():
+            outputs = self._engine.step()
         self._heartbeat.step_began = 0.0
         return outputs
 
@@ -242,7 +250,7 @@ class _Service:
         """Answer an administrative call. What the contract does not name as its error has broken the engine."""
         failure = None
         try:
-            _perform(self._engine, _decode_method(b"".join(message.bodies)))
+            self._perform(_decode_method(b"".join(message.bodies)))
         except (TandemError, NotImplementedError) as error:
             failure = Failure.of(error)
         except Exception as error:
@@ -250,17 +258,20 @@ class _Service:
             raise
         self._connections.send_reply(message.session, call_id, failure)
 
-
-def _perform(engine: Engine, method: Method) -> None:
-    match method:
-        case ResetPrefixCache():
-            engine.reset_prefix_cache()
-        case Sleep(level):
-            engine.sleep(level)
-        case WakeUp():
-            engine.wake_up()
-        case ReplaceWeights(path):
-            engine.replace_weights(path)
+    def _perform(self, method: Method) -> None:
+        match method:
+            case ResetPrefixCache():
+                self._engine.reset_prefix_cache()
+            case Sleep(level):
+                self._engine.sleep(level)
+            case WakeUp():
+                self._engine.wake_up()
+            case ReplaceWeights(path):
+                self._engine.replace_weights(path)
+            case StartProfile():
+                self._profiler.start()
+            case StopProfile():
+                self._profiler.stop()
 
 
 def _refusal(request_id: str, reason: str) -> EngineOutput:

@@ -40,6 +40,7 @@ class Tokenizer:
     """A checkpoint's tokenizer. Stateless after construction; its methods may be called from any thread.
 
     Attributes:
+        config: what ``tokenizer_config.json`` says.
         eos_token_id: end of sequence, or None if the tokenizer names none.
         special_tokens: ``bos_token``, ``eos_token`` … as text, for chat templates.
         chat_template: the checkpoint's template, or None.
@@ -50,6 +51,7 @@ class Tokenizer:
 
     def __init__(self, fast: FastTokenizer, config: dict[str, Any], chat_template: str | None = None) -> None:
         self._fast = fast
+        self.config = config
         fast.no_truncation()
         fast.no_padding()
         self.special_tokens = _special_tokens(config)

@@ -65,6 +65,8 @@ def assert_same(reference: ReferenceEngine, request: EngineRequest, got: Answer,
         want.stop_token_id,
     ), request
     assert (got.error is None) == (want.error is None)
+    if (given := request.sampling.logprob_token_ids) is not None:
+        assert all(entry.top_ids == list(given) for entry in (*got.logprobs, *want.logprobs)), request
     for ours, theirs in ((got.logprobs, want.logprobs), (got.prompt_logprobs, want.prompt_logprobs)):
         assert (ours is None) == (theirs is None), request
         for a, b in zip(ours or [], theirs or [], strict=True):

@@ -205,6 +205,7 @@ def sampling_params(draw: st.DrawFn) -> SamplingParams:
         logit_bias=sometimes(None, {5: 4.0, 6: -100.0}),
         allowed_token_ids=sometimes(None, list(range(10, 60))),
         logprobs=sometimes(None, 0, 3),
+        logprob_token_ids=sometimes(None, (61, 5, 9, 30), (40,)),
         prompt_logprobs=sometimes(None, 0, 2),
     )
 

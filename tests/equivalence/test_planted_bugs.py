@@ -60,7 +60,9 @@ def requests() -> list[EngineRequest]:
         EngineRequest(
             request_id=str(i),
             prompt_token_ids=[i % 3] * 4 + PREFIX[: 20 + 2 * (i % 9)] + [i],
-            sampling=SamplingParams(logprobs=3, **KINDS[i % len(KINDS)]),
+            sampling=SamplingParams(
+                logprobs=3, logprob_token_ids=(i, 50, 2 + i) if i % 3 else None, **KINDS[i % len(KINDS)]
+            ),
             max_tokens=12,
             seed=i,
             choice_index=i % 2,
@@ -540,6 +542,16 @@ def seeds_of_another_row(patch: pytest.MonkeyPatch) -> None:
 def top_p_off_by_one(patch: pytest.MonkeyPatch) -> None:
     right = op._least_within_mass
     patch.setattr(op, "_least_within_mass", lambda z, top_p: right(z, top_p * 0.7))
+
+
+@plant("twins", "gpu")
+def given_tokens_of_the_row_beside(patch: pytest.MonkeyPatch) -> None:
+    right = sampler.report
+
+    def wrong(logits: Any, tokens: Any, num_top: int, given: Any) -> Any:
+        return right(logits, tokens, num_top, given and given._replace(token_ids=given.token_ids.roll(1, 0)))
+
+    patch.setattr(sampler, "report", wrong)
 
 
 @pytest.mark.parametrize("name", PLANTS)

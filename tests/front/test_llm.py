@@ -62,6 +62,18 @@ def test_logprobs_are_reported_for_answer_and_prompt(llm: LLM) -> None:
     )
 
 
+def test_log_probabilities_of_given_tokens_are_those_of_the_whole_distribution(llm: LLM) -> None:
+    every = SamplingParams(temperature=0, max_tokens=3, ignore_eos=True, logprobs=20)
+    ((expected,),) = ([r.outputs[0].logprobs] for r in llm.generate("the quick", every, use_tqdm=False))
+    assert expected is not None
+    chosen = list(expected[0])[5:2:-1]
+    given = SamplingParams(temperature=0, max_tokens=3, ignore_eos=True, logprob_token_ids=chosen)
+    ((found,),) = ([r.outputs[0].logprobs] for r in llm.generate("the quick", given, use_tqdm=False))
+    assert found is not None and [list(entry)[:3] for entry in found] == [chosen] * 3
+    for token_id in chosen:
+        assert found[0][token_id] == pytest.approx(expected[0][token_id], abs=1e-4)
+
+
 def test_a_conversation_is_the_prompt_its_template_makes(llm: LLM) -> None:
     messages = [{"role": "user", "content": "hi"}]
     prompt = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"

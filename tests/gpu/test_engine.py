@@ -30,6 +30,7 @@ def requests() -> list[EngineRequest]:
                 repetition_penalty=1.1 if i % 5 == 0 else 1.0,
                 allowed_token_ids=list(range(10, 60)) if i % 4 == 1 else None,
                 logprobs=2,
+                logprob_token_ids=[i, 40, 3][: 2 + i % 2] if i % 3 == 2 else None,
                 prompt_logprobs=1 if i % 4 else None,
             ),
             max_tokens=10 + i,

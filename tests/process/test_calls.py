@@ -42,6 +42,17 @@ def test_calls_reach_the_engine_and_are_answered() -> None:
     asyncio.run(scenario())
 
 
+def test_a_server_without_a_directory_for_profiles_takes_none() -> None:
+    async def scenario() -> None:
+        async with running() as (_, client):
+            for method in ("start_profile", "stop_profile"):
+                with pytest.raises(RequestError):
+                    await client.call(method)
+            assert await works(client)
+
+    asyncio.run(scenario())
+
+
 def test_an_engines_error_comes_back_as_it_was_raised() -> None:
     async def scenario() -> None:
         async with running() as (supervisor, client):
@@ -81,7 +92,9 @@ def test_nobody_waits_longer_than_the_timeout() -> None:
 
 
 def test_only_the_named_methods_can_be_called() -> None:
-    assert list(METHODS) == ["reset_prefix_cache", "sleep", "wake_up", "replace_weights"]
+    assert list(METHODS) == [
+        "reset_prefix_cache", "sleep", "wake_up", "replace_weights", "start_profile", "stop_profile"
+    ]  # fmt: skip
 
     async def scenario() -> None:
         async with supervised() as supervisor:

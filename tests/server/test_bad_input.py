@@ -14,23 +14,35 @@ from server.app import create_app
 from server.config import ServerConfig
 from server.routes.chat import PARSER as CHAT
 from server.routes.completions import PARSER as COMPLETIONS
+from server.routes.decisions import DECISIONS_PARSER, SCORING_PARSER, SYSTEM_ONE_PARSER
+from server.routes.token_generation import PARSER as TOKENS
 from server.routes.tokens import DETOKENIZE, TOKENIZE
 from server.schemas.unsupported import UNSUPPORTED
 from server.state import ServerState
 from tests.server.conftest import MODEL
 from tests.server.process import ServerProcess, raw
 
+SCALE: dict[str, Any] = {"type": "score", "criteria": ["low", "high"]}
+SCALE_LEVELS: dict[str, Any] = {"type": "score", "instructions": "x", "levels": [{"label": "a"}, {"label": "b"}]}
 VALID: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"model": MODEL, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 1},
     "/v1/completions": {"model": MODEL, "prompt": "hi", "max_tokens": 1},
     "/tokenize": {"model": MODEL, "prompt": "hi"},
     "/detokenize": {"model": MODEL, "tokens": [1]},
+    "/generative_scoring": {"model": MODEL, "query": "a", "items": ["b"], "label_token_ids": [5]},
+    "/v1/systemone": {"model": MODEL, "state": "a", "questions": {"q": SCALE}},
+    "/inference/v1/generate": {"model": MODEL, "token_ids": [5, 6], "sampling_params": {"max_tokens": 1}},
+    "/v1/decisions": {"model": MODEL, "input": "a", "questions": [SCALE_LEVELS]},
 }
 PARSERS = {
     "/v1/chat/completions": CHAT,
     "/v1/completions": COMPLETIONS,
     "/tokenize": TOKENIZE,
     "/detokenize": DETOKENIZE,
+    "/generative_scoring": SCORING_PARSER,
+    "/v1/systemone": SYSTEM_ONE_PARSER,
+    "/v1/decisions": DECISIONS_PARSER,
+    "/inference/v1/generate": TOKENS,
 }
 GENERATING = ("/v1/chat/completions", "/v1/completions")
 BIG = 10**30
@@ -68,6 +80,7 @@ WRONG: dict[str, list[Any]] = {
     "include_stop_str_in_output": ["yes", 1],
     "ignore_eos": ["yes", 1],
     "prompt_logprobs": [-1, 21, "x", True],
+    "logprob_token_ids": [1, ["x"], [-1], [999_999], [BIG], [7, 7], list(range(129))],
     "return_token_ids": ["yes", 1],
     "return_tokens_as_token_ids": ["yes", 1],
     "skip_special_tokens": ["yes", 1],
@@ -110,6 +123,7 @@ WRONG: dict[str, list[Any]] = {
     "chat_template": [1, "{{ messages }}", "{% broken"],
     "chat_template_kwargs": ["x", {"messages": []}, {"tools": []}, {str(i): 1 for i in range(65)}],
     "best_of": [-1, 3, "x", 129],
+    "suffix": [1, [], "x"],
     "response_format": [
         "json", {}, {"type": "yaml"}, {"type": "json_schema"}, {"type": "json_schema", "json_schema": {}},
         {"type": "json_schema", "json_schema": {"name": "a b", "schema": {}}}, {"type": "json_object", "made_up": 1},
@@ -143,6 +157,21 @@ WRONG: dict[str, list[Any]] = {
     "reasoning_effort": [1, LONG],
     "thinking_token_budget": [-1, "x", 1.5, 5],
     "tokens": ["x", ["x"], [-1], [999_999], None],
+    "token_ids": [None, 1, "a", [], ["a"], [-1], [999_999], [BIG], [5] * 4097],
+    "output_mode": [1, "words"],
+    "sampling_params": [
+        1, [], {"made_up": 1}, {"temperature": 3}, {"temperature": "x"}, {"n": 0}, {"stop": list("abcde")},
+        {"logprobs": 21}, {"prompt_logprobs": 21}, {"logit_bias": {"999999": 1}}, {"max_tokens": 100_000},
+        {"min_tokens": 99}, {"structured_outputs": {}}, {"structured_outputs": {"regex": "("}},
+    ],
+    "query": [None, 1, {}, ["a"], [-1], [999_999], [BIG]],
+    "items": [None, 1, "a", [], [1], [{}], ["a", [1]], [[999_999]], ["a"] * 2049],
+    "label_token_ids": [None, 1, [], ["a"], [-1], [999_999], [BIG], [7, 7], list(range(129))],
+    "apply_softmax": ["yes", 1],
+    "item_first": ["yes", 1],
+    "state": [None, "fox " * 5000],
+    "input": [None, 1, {}, [1], [{}], [{"role": "king", "content": "a"}], [{"type": "computer_call"}], []],
+    "instructions": [1, {}, []],
     "return_token_strs": ["yes", 1],
 }  # fmt: skip
 ONLY: dict[tuple[str, str], list[Any]] = {
@@ -153,6 +182,15 @@ ONLY: dict[tuple[str, str], list[Any]] = {
         ["a"] * 2049, [5] * 4097,
     ],
     ("/tokenize", "prompt"): [1, [], ["a"]],
+    ("/v1/systemone", "questions"): [
+        None, 1, [], {}, {"": SCALE}, {"q": 1}, {"q": {}}, {"q": SCALE | {"type": "box"}},
+        {"q": SCALE | {"made_up": 1}}, {"q": SCALE | {"criteria": None}}, {LONG: SCALE},
+        {str(i): SCALE for i in range(65)},
+    ],
+    ("/v1/decisions", "questions"): [
+        None, 1, {}, [], [1], [{}], [SCALE_LEVELS | {"type": "box"}], [SCALE_LEVELS | {"made_up": 1}],
+        [SCALE_LEVELS | {"levels": []}], [SCALE_LEVELS | {"instructions": None}], [SCALE_LEVELS] * 401,
+    ],
     ("/tokenize", "tools"): ["f", [1], [{}], [{"type": "function", "function": {"name": "a b"}}]],
 }  # fmt: skip
 BESIDE = {"top_logprobs": {"logprobs": True}, "continue_final_message": {"add_generation_prompt": True}}
@@ -258,8 +296,10 @@ def test_codes_and_paths_name_what_is_wrong(http: httpx.Client) -> None:
         check(http.post(path, json=VALID[path] | {"stream_options": {}}), 400, "stream_options")
 
 
-@pytest.mark.parametrize("path", GENERATING)
-@pytest.mark.parametrize("name", UNSUPPORTED)
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [(p, name) for p in GENERATING for name in UNSUPPORTED if name not in PARSERS[p].struct.__struct_fields__],
+)
 def test_what_cannot_be_honoured_is_refused(http: httpx.Client, path: str, name: str) -> None:
     for value in ({"type": "json_object"}, [{"type": "function"}], "high", 7):
         check(http.post(path, json=VALID[path] | {name: value}), 400, name, "unsupported_parameter")

@@ -253,6 +253,7 @@ WRONG: dict[str, list[Any]] = {
     "prompt": [1, [], "word " * 3000],
     "system": [1, []],
     "raw": ["yes", 1],
+    "suffix": [1, [], "x"],
 }  # fmt: skip
 CASES = [
     pytest.param(path, field, value, id=f"{path}-{field}-{str(value)[:40]}")

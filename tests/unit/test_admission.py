@@ -57,6 +57,7 @@ def gate(
         ([-1], {}, "prompt"),
         ([1], {"n": MAX_CHOICES + 1}, "n"),
         ([1], {"logprobs": 6}, "logprobs"),
+        ([1], {"logprob_token_ids": [1, 99999]}, "logprob_token_ids"),
         ([1], {"prompt_logprobs": 6}, "prompt_logprobs"),
         ([1], {"stop_token_ids": [300]}, "stop_token_ids"),
         ([1], {"allowed_token_ids": [-1]}, "allowed_token_ids"),
@@ -69,6 +70,10 @@ def test_what_this_model_does_not_have_is_refused_by_name(
     with pytest.raises(RequestError) as refusal:
         admit(gate(), prompt, SamplingParams(**params))
     assert refusal.value.param == param
+
+
+def test_given_tokens_are_not_counted_against_the_limit_on_logprobs() -> None:
+    admit(gate(max_logprobs=0), [1], SamplingParams(logprob_token_ids=[3, 2, 1]))
 
 
 def test_no_limit_on_logprobs_means_the_vocabulary() -> None:

@@ -189,6 +189,7 @@ SWITCHES = [
     ("enable-ollama-api", lambda config: config.enable_ollama_api),
     ("enable-request-id-headers", lambda config: config.enable_request_id_headers),
     ("enable-dev-mode", lambda config: config.enable_dev_mode),
+    ("enable-tokenizer-info-endpoint", lambda config: config.enable_tokenizer_info_endpoint),
     ("enable-log-requests", lambda config: config.enable_log_requests),
     ("disable-fastapi-docs", lambda config: config.disable_fastapi_docs),
     ("disable-uvicorn-access-log", lambda config: config.disable_access_log),
@@ -484,3 +485,21 @@ def test_the_reference_engine_takes_what_cannot_change_its_answers() -> None:
 def test_middleware_and_quiet_paths_are_lists() -> None:
     config = parse("--middleware", "a.B", "--middleware", "c.d", "--disable-access-log-for-endpoints", "/health, /x")
     assert (config.middleware, config.quiet_paths) == (("a.B", "c.d"), ("/health", "/x"))
+
+
+def test_profiles_are_asked_for_as_json_or_key_by_key() -> None:
+    config = parse("--profiler-config", '{"profiler": "torch", "torch_profiler_dir": "/p"}')
+    assert config == parse("--profiler-config.torch_profiler_dir", "/p") and config.profiler_config is not None
+    for wrong in ('{"torch_profiler_dir": "here"}', '{"torch_profiler_dir": "/p", "max_iterations": 0}'):
+        with pytest.raises(ConfigError, match="profiler-config"):
+            parse("--profiler-config", wrong)
+    for wrong in (
+        "{}",
+        "[]",
+        '{"torch_profiler_dir": "/p", "profiler": "cuda"}',
+        '{"torch_profiler_dir": "/p", "a": 1}',
+    ):
+        with pytest.raises(SystemExit):
+            parse("--profiler-config", wrong)
+    with pytest.raises(ConfigError, match="--distributed-executor-backend"):
+        parse("--profiler-config.torch_profiler_dir", "/p", "--distributed-executor-backend", "mp")

@@ -53,6 +53,13 @@ def output(request_id: str, text: str, **fields: Any) -> EngineOutput:
     return EngineOutput(request_id, BYTE_LEVEL.encode(text), **fields)
 
 
+def test_tokens_that_nobody_reads_are_not_decoded() -> None:
+    asked = requests(n=2)
+    choices = Choices(BYTE_LEVEL, asked, Reading(decodes=False))
+    events, stopped = choices.take([output(r.request_id, "the fox", finish_reason="length") for r in asked])
+    assert [type(event) for event in events] == [TokensSampled, ChoiceEnded] * 2 and not stopped
+
+
 def told(events: Iterable[AnyEvent]) -> list[Any]:
     """Texts, ends and prompts, by choice."""
     found: list[Any] = []

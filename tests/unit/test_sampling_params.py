@@ -34,6 +34,7 @@ NAN, INF = float("nan"), float("inf")
         ("allowed_token_ids", [[]]),
         ("logit_bias", [{1: 100.1}, {1: NAN}]),
         ("logprobs", [-1]),
+        ("logprob_token_ids", [[], [1, 1], list(range(129)), "12"]),
         ("prompt_logprobs", [-1]),
     ],
 )
@@ -50,8 +51,15 @@ def test_spellings_of_the_same_parameters_are_equal() -> None:
     assert SamplingParams(seed=-1) == SamplingParams(seed=2**64 - 1)
 
 
+def test_as_many_log_probabilities_are_reported_as_tokens_are_given() -> None:
+    assert SamplingParams(logprob_token_ids=[7, 5]) == SamplingParams(logprobs=9, logprob_token_ids=(7, 5))
+    assert SamplingParams(logprob_token_ids=[7, 5]).logprobs == 2
+
+
 def test_parameters_travel_unchanged() -> None:
-    params = SamplingParams(n=3, logit_bias={7: 1.5}, stop=["a"], allowed_token_ids=[1, 2], seed=2**64 - 1)
+    params = SamplingParams(
+        n=3, logit_bias={7: 1.5}, stop=["a"], allowed_token_ids=[1, 2], seed=2**64 - 1, logprob_token_ids=[5, 4]
+    )
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(params), type=SamplingParams) == params
 
 

@@ -41,6 +41,7 @@ from tandem.process.messages import (
     ResetPrefixCache,
     Sleep,
     Start,
+    StartProfile,
     Step,
     StepBody,
     ToEngine,
@@ -49,6 +50,7 @@ from tandem.process.messages import (
     decoder,
     encode,
 )
+from tandem.process.profiler import ProfilerConfig
 from tandem.process.submission import Prompt, Shared, pack, unpack
 from tandem.process.transport import Endpoint, listen, make_socket_directory
 from tandem.process.worker import read_report, read_start, write_frame
@@ -93,7 +95,7 @@ def test_bodies_arrive_as_sent(body: Any) -> None:
     assert decoder(type(body))(encode(body)) == body
 
 
-@pytest.mark.parametrize("method", [ResetPrefixCache(), Sleep(2), WakeUp(), ReplaceWeights("p")])
+@pytest.mark.parametrize("method", [ResetPrefixCache(), Sleep(2), WakeUp(), ReplaceWeights("p"), StartProfile()])
 def test_methods_arrive_as_sent(method: Method) -> None:
     assert decoder(Method)(encode(method)) == method
 
@@ -103,7 +105,10 @@ def test_start_and_reports_travel_over_pipes() -> None:
     raw |= {"num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8, "rms_norm_eps": 1e-6}
     model = read_model_config(raw | {"max_position_embeddings": 64})
     config = EngineConfig(files=ModelFiles(path="p"), model=model, backend="auto", dtype="float32", max_model_len=8)
-    pipe, start = io.BytesIO(), Start(config, Endpoint.over_tcp("tcp://a:7"), 3)
+    pipe, start = (
+        io.BytesIO(),
+        Start(config, Endpoint.over_tcp("tcp://a:7"), 3, ProfilerConfig(torch_profiler_dir="/p")),
+    )
     write_frame(pipe, start)
     pipe.seek(0)
     assert read_start(pipe) == start

@@ -1,0 +1,1 @@
+"""Answers that are probabilities of given tokens: decisions, and scores of items."""
