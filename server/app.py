@@ -20,6 +20,7 @@ from server.routes import (
     models,
     ollama,
     operations,
+    page,
     responses,
     tokens,
 )
@@ -62,6 +63,8 @@ def create_app(state: ServerState) -> FastAPI:
         app.include_router(control.router)
     if config.enable_ollama_api:
         app.include_router(ollama.router)
+    if not config.disable_ui:
+        app.include_router(page.page_router())
     install_handlers(app)
     install_openapi(app)
 
