@@ -32,7 +32,7 @@ const view = new ConversationView($("log"), chat, {
   answer: () => canSend() && follow(chat.answer()),
   canSend,
 });
-const strip = new Strip($("strip"), api, () => chat.isAnswering);
+const strip = new Strip($("strip"), api, { isAnswering: () => chat.isAnswering, onready: loadModels });
 
 // ---------------------------------------------------------------- the conversation
 
@@ -195,8 +195,11 @@ async function loadModels() {
     const models = await api.models();
     const chosen = load("model");
     $("model").replaceChildren(...models.map(({ id }) => element("option", { value: id, selected: id === chosen }, id)));
-    const length = models[0]?.max_model_len;
-    $("context").textContent = length ? `Context of ${length.toLocaleString("en")} tokens.` : "";
+    showModel(models);
+    $("model").onchange = () => {
+      save("model", $("model").value);
+      showModel(models);
+    };
     $("unreachable").hidden = true;
   } catch (error) {
     if (error.status === 401) return askForKey(loadModels);
@@ -205,8 +208,13 @@ async function loadModels() {
   }
 }
 
-$("model").addEventListener("change", () => save("model", $("model").value));
 $("unreachable-retry").addEventListener("click", loadModels);
+
+function showModel(models) {
+  const { id, max_model_len: length } = models.find((model) => model.id === $("model").value) ?? {};
+  $("welcome-model").textContent = id ?? "the model";
+  $("context").textContent = length ? `Prompt and answer may have ${length.toLocaleString("en")} tokens together.` : "";
+}
 
 /** Asks for the key, then does `next`. A key that was given and is refused is said to be wrong. */
 function askForKey(next) {

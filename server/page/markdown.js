@@ -224,7 +224,7 @@ function emphasis(text, i, find, depth) {
   if (!MARKS[mark] || depth >= MAX_DEPTH || /\s/.test(text[start] ?? " ")) return literal;
   if (mark[0] === "_" && /\w/.test(text[i - 1] ?? " ")) return literal;
   let end = find(mark, start + 1);
-  if (mark === "**" && text[end + 2] === "*") end++; // of three, the inner one is another mark's
+  if (end > 0 && mark === "**" && text[end + 2] === "*") end++; // of three, the inner one is another mark's
   if (end < 0 || /\s/.test(text[end - 1]) || (mark[0] === "_" && /\w/.test(text[end + mark.length] ?? " "))) return literal;
   const made = element(MARKS[mark]);
   renderInline(made, text.slice(start, end), depth + 1);

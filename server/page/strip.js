@@ -9,14 +9,16 @@ export class Strip {
   #root;
   #api;
   #isAnswering;
+  #onready;
   #trend = new Trend();
   #timer = 0;
 
-  /** Shows figures in the fields of `root`; asks more often while `isAnswering()`. */
-  constructor(root, api, isAnswering) {
+  /** Shows figures in the fields of `root`; asks more often while `isAnswering()`; calls `onready` when a server is ready that was not. */
+  constructor(root, api, { isAnswering, onready }) {
     this.#root = root;
     this.#api = api;
     this.#isAnswering = isAnswering;
+    this.#onready = onready;
     document.addEventListener("visibilitychange", () => this.refresh());
   }
 
@@ -42,6 +44,7 @@ export class Strip {
       figures = this.#trend.figures();
     } else figures = await this.#load();
     const state = health === "healthy" ? "up" : "waiting";
+    if (state === "up" && ["waiting", "down"].includes(this.#root.dataset.state)) this.#onready();
     this.#say(state === "waiting" ? health : text === null ? ELSEWHERE : "", state);
     const { throughput = null, running, waiting, cache = null, firstToken = null, perToken = null } = figures;
     this.#put("throughput", throughput, (value) => value.toFixed(value < 10 ? 1 : 0));

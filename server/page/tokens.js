@@ -51,7 +51,10 @@ function tokenSpan({ text, tokens }, isFirst) {
     "data-level": level,
     "aria-label": `${visible(text)}, ${percent(probability)}, ${WORDS[level]}`,
   });
-  span.append(text === "\n" ? "⏎\n" : text || "�");
+  for (const [i, line] of (text || "�").split("\n").entries()) {
+    if (i) span.append(element("span", { class: "return" }, "⏎"), "\n");
+    span.append(line);
+  }
   span.tokens = tokens;
   return span;
 }
