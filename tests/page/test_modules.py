@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from playwright.sync_api import Page
+from playwright.sync_api import Browser
 
-from tests.page.driver import ChatPage
+from tests.server.process import ServerProcess
 
 
-@pytest.fixture
-def run(chat: ChatPage, page: Page) -> Any:
+@pytest.fixture(scope="module")
+def run(browser: Browser, server: ServerProcess) -> Iterator[Any]:
     """Runs the body of an async function that is given a module of the page and an argument."""
+    page = browser.new_page()
+    page.goto(server.url)
 
     def call(module: str, body: str, argument: Any = None) -> Any:
         code = f"async (given) => {{ const it = await import('/page/{module}.js'); {body} }}"
         return page.evaluate(code, argument)
 
-    return call
+    yield call
+    page.close()
 
 
 def test_a_stream_of_events_may_be_split_anywhere(run: Any) -> None:
@@ -120,8 +124,8 @@ def test_markdown(run: Any, source: str, markup: str) -> None:
 
 def test_markdown_that_grows_is_the_same_as_markdown_that_is_whole(run: Any) -> None:
     source = (
-        "# T\n\n- a\n- *b\n\n  c*\n\n```py\nx = 1\n\ny\n```\n| a | b |\n|---|---|\n| 1 | 2 |\n\n> q\n\n"
-        + "[x](https://e.x/) `y`\n\n1. z"
+        "# T\n\n- a\n- *b\n\n  c*\n\n```py\nx = 1\n\ny\n```\n| a | b |\n|---|---|\n| 1 | 2 |\n\n"
+        "> q\n\n[x](https://e.x/) `y`\n\n1. z"
     )
     body = """
       const grown = document.createElement("div");
@@ -137,8 +141,8 @@ def test_markdown_that_grows_is_the_same_as_markdown_that_is_whole(run: Any) -> 
 
 
 HOSTILE = (
-    "*", "**a", "[", "[a](", "`", "`` ` ", "> ", "- ", "  - a\n", "|", "|-", "<http", "_a_", "https://a.b/!", "~~", "\\",
-    "# ", "-", "- - ", "![", "```\n",
+    "*", "**a", "[", "[a](", "`", "`` ` ", "> ", "- ", "  - a\n", "|", "|-", "<http", "_a_", "https://a.b/!", "~~",
+    "\\", "# ", "-", "- - ", "![", "```\n",
 )  # fmt: skip
 
 
