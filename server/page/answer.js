@@ -37,10 +37,12 @@ export function addChunk(answer, chunk, now) {
   answer.finish = choice.finish_reason ?? answer.finish;
 }
 
-/** Tokens a second after the first one; null while that cannot be said. */
-export function tokensPerSecond({ usage, first, last }) {
-  const count = (usage?.completion ?? 0) - 1;
-  return count > 0 && last > first ? (count / (last - first)) * 1000 : null;
+/**
+ * Tokens a second, from the request to the last token; null while that cannot be said. The wait for the first one counts:
+ * where chunks pile up on their way, the time between the first and the last says nothing.
+ */
+export function tokensPerSecond({ usage, begun, last }) {
+  return usage?.completion && last > begun ? (usage.completion / (last - begun)) * 1000 : null;
 }
 
 function usageOf({ prompt_tokens, completion_tokens, prompt_tokens_details, completion_tokens_details }) {

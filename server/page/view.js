@@ -124,13 +124,14 @@ class AnswerView {
     this.#thoughts.querySelector("summary").lastChild.textContent =
       isAnswering && !answer.content && !answer.calls.length ? "Reasoning …" : "Reasoning";
     renderMarkdown(this.#reasoning, answer.reasoning);
-    this.#prose.hidden = asTokens;
+    this.#prose.hidden = asTokens || (!answer.content && !isAnswering);
     this.#tokens.hidden = !asTokens;
     if (asTokens) renderTokens(this.#tokens, answer.tokens);
     else renderMarkdown(this.#prose, answer.content);
     this.#showCalls(isAnswering, isLast);
     this.#showError();
-    this.#usage.textContent = figures(answer, isAnswering);
+    const shown = figures(answer, isAnswering).map((figure) => element("span", {}, figure));
+    this.#usage.replaceChildren(...shown.flatMap((figure, i) => (i ? [" · ", figure] : [figure])));
     this.#row.hidden = isAnswering && !answer.first;
   }
 
@@ -196,7 +197,7 @@ function pretty(text) {
   }
 }
 
-/** What an answer took, in one line. */
+/** What an answer took. */
 function figures(answer, isAnswering) {
   const { usage, begun, first, ended, finish } = answer;
   const speed = tokensPerSecond(answer);
@@ -208,9 +209,7 @@ function figures(answer, isAnswering) {
     first && `first token ${seconds(first - begun)}`,
     !isAnswering && ended && `${seconds(ended - begun)} in all`,
     usage && `prompt ${usage.prompt}${usage.cached ? ` (${usage.cached} cached)` : ""}`,
-  ]
-    .filter(Boolean)
-    .join(" · ");
+  ].filter(Boolean);
 }
 
 const seconds = (milliseconds) => (milliseconds < 1000 ? `${Math.round(milliseconds)} ms` : `${(milliseconds / 1000).toFixed(1)} s`);

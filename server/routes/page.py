@@ -1,7 +1,7 @@
 """The chat page at ``/``: static files of ``server/page/``, and nothing that a browser may load from elsewhere.
 
-The files hold no secrets and need no key; the API that the page talks to does. Addresses within the page are relative,
-so it works below any prefix that ends in a slash.
+The files hold no secrets and need no key; the API that the page talks to does. Addresses within the page are
+relative, so it works below any prefix that ends in a slash.
 """
 
 from __future__ import annotations
@@ -11,9 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from fastapi import APIRouter
-from starlette.datastructures import Headers
+from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
 
 FOLDER = Path(__file__).parents[1] / "page"
 MEDIA_TYPES = {
@@ -52,18 +51,16 @@ class StaticFile:
     def __init__(self, file: Path) -> None:
         self._body = file.read_bytes()
         self._tag = f'"{hashlib.sha256(self._body).hexdigest()[:32]}"'
-        self._headers = {**HEADERS, "content-type": MEDIA_TYPES[file.suffix], "etag": self._tag}
+        self._media_type = MEDIA_TYPES[file.suffix]
+        self._headers = {**HEADERS, "etag": self._tag}
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request."""
-        known = Headers(scope=scope).get("if-none-match", "")
+    async def answer(self, request: Request) -> Response:
+        """200 with the file, or 304."""
+        known = request.headers.get("if-none-match", "")
         tags = {tag.strip().removeprefix("W/") for tag in known.split(",")}
         if tags & {self._tag, "*"}:
-            headers = {name: value for name, value in self._headers.items() if name != "content-type"}
-            response = Response(status_code=304, headers=headers)
-        else:
-            response = Response(self._body, headers=self._headers)
-        await response(scope, receive, send)
+            return Response(status_code=304, headers=self._headers)
+        return Response(self._body, headers=self._headers, media_type=self._media_type)
 
 
 def _files() -> Mapping[str, Path]:
@@ -80,5 +77,5 @@ def page_router() -> APIRouter:
     """A route for each file."""
     router = APIRouter()
     for path, file in FILES.items():
-        router.add_route(path, StaticFile(file), ["GET"], include_in_schema=False)
+        router.add_route(path, StaticFile(file).answer, ["GET"], include_in_schema=False)
     return router
