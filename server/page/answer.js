@@ -38,8 +38,8 @@ export function addChunk(answer, chunk, now) {
 }
 
 /**
- * Tokens a second, from the request to the last token; null while that cannot be said. The wait for the first one counts:
- * where chunks pile up on their way, the time between the first and the last says nothing.
+ * Tokens a second, from the request to the last token; null while that cannot be said. The wait for the first one
+ * counts: where chunks pile up on their way, the time between the first and the last says nothing.
  */
 export function tokensPerSecond({ usage, begun, last }) {
   return usage?.completion && last > begun ? (usage.completion / (last - begun)) * 1000 : null;

@@ -24,7 +24,11 @@ export function icon(symbol) {
 
 /** A button that shows an icon alone; its label is read out, and shown by a pointer that rests on it. */
 export function iconButton(symbol, label, onclick) {
-  return element("button", { type: "button", class: "quiet", "aria-label": label, title: label, onclick }, icon(symbol));
+  return element(
+    "button",
+    { type: "button", class: "quiet", "aria-label": label, title: label, onclick },
+    icon(symbol),
+  );
 }
 
 /** A button that copies what `text()` returns, and says so for a moment. */

@@ -15,7 +15,11 @@ const WEATHER = {
   function: {
     name: "get_weather",
     description: "Get the weather in a city.",
-    parameters: { type: "object", properties: { city: { type: "string", description: "name of the city" } }, required: ["city"] },
+    parameters: {
+      type: "object",
+      properties: { city: { type: "string", description: "name of the city" } },
+      required: ["city"],
+    },
   },
 };
 const THEMES = ["system", "light", "dark"];
@@ -151,7 +155,9 @@ $("new-chat").addEventListener("click", () => {
   prompt.focus();
 });
 $("tokens-toggle").addEventListener("click", () => showTokens(!view.showsTokens));
-$("theme").addEventListener("click", () => setTheme(THEMES[(THEMES.indexOf(load("theme") ?? "system") + 1) % THEMES.length]));
+$("theme").addEventListener("click", () =>
+  setTheme(THEMES[(THEMES.indexOf(load("theme") ?? "system") + 1) % THEMES.length]),
+);
 $("settings-toggle").addEventListener("click", () => openSettings($("settings").hidden));
 $("settings-close").addEventListener("click", () => openSettings(false));
 $("settings-reset").addEventListener("click", () => settings.reset());
@@ -194,7 +200,9 @@ async function loadModels() {
   try {
     const models = await api.models();
     const chosen = load("model");
-    $("model").replaceChildren(...models.map(({ id }) => element("option", { value: id, selected: id === chosen }, id)));
+    $("model").replaceChildren(
+      ...models.map(({ id }) => element("option", { value: id, selected: id === chosen }, id)),
+    );
     showModel(models);
     $("model").onchange = () => {
       save("model", $("model").value);
@@ -213,7 +221,9 @@ $("unreachable-retry").addEventListener("click", loadModels);
 function showModel(models) {
   const { id, max_model_len: length } = models.find((model) => model.id === $("model").value) ?? {};
   $("welcome-model").textContent = id ?? "the model";
-  $("context").textContent = length ? `Prompt and answer may have ${length.toLocaleString("en")} tokens together.` : "";
+  $("context").textContent = length
+    ? `Prompt and answer may have ${length.toLocaleString("en")} tokens together.`
+    : "";
 }
 
 /** Asks for the key, then does `next`. A key that was given and is refused is said to be wrong. */
@@ -261,7 +271,9 @@ let toastTimer = 0;
 function toast(text, undo = null) {
   clearTimeout(toastTimer);
   const hide = () => $("toast").replaceChildren();
-  const button = undo && element("button", { type: "button", class: "plain", onclick: () => (undo(), hide(), prompt.focus()) }, "Undo");
+  const button =
+    undo &&
+    element("button", { type: "button", class: "plain", onclick: () => (undo(), hide(), prompt.focus()) }, "Undo");
   $("toast").replaceChildren(...[element("span", {}, text), button].filter(Boolean));
   toastTimer = setTimeout(hide, 10_000);
 }

@@ -89,7 +89,11 @@ function renderBlocks(parent, lines, depth) {
       i++;
     } else if (QUOTE.test(line) && depth < MAX_DEPTH) {
       const quote = element("blockquote");
-      renderBlocks(quote, takeWhile((text) => QUOTE.test(text)).map((text) => text.replace(QUOTE, "")), depth + 1);
+      renderBlocks(
+        quote,
+        takeWhile((text) => QUOTE.test(text)).map((text) => text.replace(QUOTE, "")),
+        depth + 1,
+      );
       parent.append(quote);
     } else if (ITEM.test(line) && depth < MAX_DEPTH) {
       const first = i;
@@ -145,7 +149,12 @@ function list(lines, isOrdered, depth) {
 }
 
 function table(lines) {
-  const rows = lines.map((line) => line.trim().replace(/^\||\|$/g, "").split("|"));
+  const rows = lines.map((line) =>
+    line
+      .trim()
+      .replace(/^\||\|$/g, "")
+      .split("|"),
+  );
   const row = (tag, cells) => {
     const made = element("tr");
     for (const cell of cells) {
@@ -161,7 +170,12 @@ function table(lines) {
 }
 
 function codeBlock(code, language) {
-  const caption = element("figcaption", {}, element("span", {}, language || "text"), copyButton("Copy code", () => code));
+  const caption = element(
+    "figcaption",
+    {},
+    element("span", {}, language || "text"),
+    copyButton("Copy code", () => code),
+  );
   const body = element("pre", { tabindex: "0" }, element("code", {}, code));
   return element("figure", { class: "code" }, caption, body);
 }
@@ -225,7 +239,8 @@ function emphasis(text, i, find, depth) {
   if (mark[0] === "_" && /\w/.test(text[i - 1] ?? " ")) return literal;
   let end = find(mark, start + 1);
   if (end > 0 && mark === "**" && text[end + 2] === "*") end++; // of three, the inner one is another mark's
-  if (end < 0 || /\s/.test(text[end - 1]) || (mark[0] === "_" && /\w/.test(text[end + mark.length] ?? " "))) return literal;
+  if (end < 0 || /\s/.test(text[end - 1]) || (mark[0] === "_" && /\w/.test(text[end + mark.length] ?? " ")))
+    return literal;
   const made = element(MARKS[mark]);
   renderInline(made, text.slice(start, end), depth + 1);
   return { node: made, end: end + mark.length };
@@ -236,7 +251,12 @@ function link(text, i, find, depth) {
   const end = middle < 0 ? -1 : find(")", middle);
   if (end < 0 || depth >= MAX_DEPTH) return null;
   const label = text.slice(i + 1, middle);
-  const target = safeAddress(text.slice(middle + 2, end).trim().split(/\s/)[0]);
+  const target = safeAddress(
+    text
+      .slice(middle + 2, end)
+      .trim()
+      .split(/\s/)[0],
+  );
   if (!target || label.includes("\n\n") || label.includes("[")) return null;
   const made = anchor(target);
   renderInline(made, label || target, MAX_DEPTH);

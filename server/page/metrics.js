@@ -21,7 +21,8 @@ export function parseMetrics(text) {
 function parseLabels(text) {
   const labels = {};
   LABEL.lastIndex = 0;
-  for (let match; (match = LABEL.exec(text)); ) labels[match[1]] = match[2].replace(/\\[n"\\]/g, (pair) => ESCAPES[pair]);
+  for (let match; (match = LABEL.exec(text));)
+    labels[match[1]] = match[2].replace(/\\[n"\\]/g, (pair) => ESCAPES[pair]);
   return labels;
 }
 

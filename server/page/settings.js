@@ -66,7 +66,10 @@ export class Settings {
   }
 
   #keep() {
-    const shown = [...this.#fields()].map((field) => [field.name, field.type === "checkbox" ? field.checked : field.value]);
+    const shown = [...this.#fields()].map((field) => [
+      field.name,
+      field.type === "checkbox" ? field.checked : field.value,
+    ]);
     save("settings", Object.fromEntries(shown));
   }
 

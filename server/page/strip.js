@@ -13,7 +13,7 @@ export class Strip {
   #trend = new Trend();
   #timer = 0;
 
-  /** Shows figures in the fields of `root`; asks more often while `isAnswering()`; calls `onready` when a server is ready that was not. */
+  /** Shows figures in `root`. Asks more often while `isAnswering()`; `onready` is called when the server becomes ready. */
   constructor(root, api, { isAnswering, onready }) {
     this.#root = root;
     this.#api = api;
@@ -53,13 +53,15 @@ export class Strip {
     this.#put("cache", cache, (value) => `${(value * 100).toFixed(value < 0.1 ? 1 : 0)} %`);
     this.#put("first-token", firstToken, duration);
     this.#put("per-token", perToken, duration);
-    this.#root.querySelector("meter").value = cache ?? 0;
+    this.#root.querySelector(".gauge span").style.width = `${(cache ?? 0) * 100}%`;
     this.#root.querySelector("polyline").setAttribute("points", points(this.#trend.history()));
   }
 
   /** What is known without metrics; it may need the key. */
   async #load() {
-    const { num_requests_running: running = null, num_requests_waiting: waiting = null } = await this.#api.load().catch(() => ({}));
+    const { num_requests_running: running = null, num_requests_waiting: waiting = null } = await this.#api
+      .load()
+      .catch(() => ({}));
     return { running, waiting };
   }
 
@@ -75,7 +77,8 @@ export class Strip {
   }
 }
 
-const duration = (seconds) => (seconds < 1 ? `${(seconds * 1000).toFixed(seconds < 0.01 ? 1 : 0)} ms` : `${seconds.toFixed(1)} s`);
+const duration = (seconds) =>
+  seconds < 1 ? `${(seconds * 1000).toFixed(seconds < 0.01 ? 1 : 0)} ms` : `${seconds.toFixed(1)} s`;
 
 /** A line through `values`, in a box of 100 by 20. */
 function points(values) {

@@ -107,7 +107,12 @@ function tokenTable({ text, logprob, top }) {
     const bar = element("span", { class: "bar" });
     bar.style.width = `${Math.max(1, probability * 100)}%`;
     const isChosen = other === text;
-    const name = element("th", { scope: "row" }, visible(other), isChosen ? element("span", { class: "offscreen" }, " (chosen)") : null);
+    const name = element(
+      "th",
+      { scope: "row" },
+      visible(other),
+      isChosen ? element("span", { class: "offscreen" }, " (chosen)") : null,
+    );
     const cells = [name, element("td", { class: "track" }, bar), element("td", {}, percent(probability))];
     table.append(element("tr", { class: isChosen ? "chosen" : null }, ...cells));
   }

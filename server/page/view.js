@@ -46,7 +46,9 @@ export class ConversationView {
   /** Shows one message as it is now. */
   updateMessage(message) {
     const isLast = message === this.#chat.messages.at(-1);
-    this.#views.get(message)?.update({ isAnswering: isLast && this.#chat.isAnswering, isLast, showsTokens: this.showsTokens });
+    this.#views
+      .get(message)
+      ?.update({ isAnswering: isLast && this.#chat.isAnswering, isLast, showsTokens: this.showsTokens });
   }
 
   #make(message) {
@@ -57,7 +59,10 @@ export class ConversationView {
 function userView(message, actions) {
   const body = element("div", { class: "bubble" }, message.content);
   const edit = () => {
-    const field = element("textarea", { "aria-label": "Your message", rows: Math.min(12, message.content.split("\n").length + 1) });
+    const field = element("textarea", {
+      "aria-label": "Your message",
+      rows: Math.min(12, message.content.split("\n").length + 1),
+    });
     field.value = message.content;
     const leave = () => {
       form.replaceWith(body);
@@ -68,7 +73,12 @@ function userView(message, actions) {
       if (field.value.trim()) actions.edit(message, field.value.trim());
     };
     const cancel = element("button", { type: "button", class: "plain", onclick: leave }, "Cancel");
-    const form = element("form", { class: "editor", onsubmit: send }, field, element("div", { class: "row" }, cancel, element("button", { class: "primary" }, "Send again")));
+    const form = element(
+      "form",
+      { class: "editor", onsubmit: send },
+      field,
+      element("div", { class: "row" }, cancel, element("button", { class: "primary" }, "Send again")),
+    );
     field.addEventListener("keydown", (event) => {
       if (event.key === "Escape") leave();
       else if (event.key === "Enter" && !event.shiftKey && !event.isComposing) send(event);
@@ -93,7 +103,11 @@ class AnswerView {
   #reasoning = element("div", { class: "prose" });
   #thoughts = fold("Reasoning", this.#reasoning);
   #prose = element("div", { class: "prose answer" });
-  #tokens = element("div", { class: "tokens", role: "listbox", "aria-label": "Tokens with their probabilities; arrow keys move" });
+  #tokens = element("div", {
+    class: "tokens",
+    role: "listbox",
+    "aria-label": "Tokens with their probabilities; arrow keys move",
+  });
   #calls = element("div", { class: "calls" });
   #error = element("div", { class: "error", role: "alert" });
   #usage = element("p", { class: "usage" });
@@ -149,7 +163,12 @@ class AnswerView {
 
   #resultForm(pending) {
     const fields = pending.map((call, i) =>
-      element("textarea", { id: `result-${call.id}-${i}`, rows: 2, required: true, placeholder: '{"temperature": 21}' }),
+      element("textarea", {
+        id: `result-${call.id}-${i}`,
+        rows: 2,
+        required: true,
+        placeholder: '{"temperature": 21}',
+      }),
     );
     const submit = (event) => {
       event.preventDefault();
@@ -158,33 +177,76 @@ class AnswerView {
       this.#actions.answer();
     };
     const labelled = fields.map((field, i) =>
-      element("div", { class: "field" }, element("label", { for: field.id }, "Result of ", element("code", {}, pending[i].name)), field),
+      element(
+        "div",
+        { class: "field" },
+        element("label", { for: field.id }, "Result of ", element("code", {}, pending[i].name)),
+        field,
+      ),
     );
     const send = element("button", { class: "primary" }, pending.length > 1 ? "Send results" : "Send result");
-    return element("form", { class: "results", onsubmit: submit }, ...labelled, element("div", { class: "row" }, send));
+    return element(
+      "form",
+      { class: "results", onsubmit: submit },
+      ...labelled,
+      element("div", { class: "row" }, send),
+    );
   }
 
   #showError() {
     const { error } = this.#answer;
     this.#error.hidden = !error;
     if (!error || this.#error.childElementCount) return;
-    const details = [error.status && `status ${error.status}`, error.code, error.param && `field ${error.param}`].filter(Boolean);
+    const details = [
+      error.status && `status ${error.status}`,
+      error.code,
+      error.param && `field ${error.param}`,
+    ].filter(Boolean);
     const wait = error.retryAfter ? ` Try again in ${error.retryAfter} s.` : "";
-    const retry = element("button", { type: "button", class: "plain", onclick: () => this.#actions.regenerate(this.#answer) }, "Retry");
-    const said = element("p", {}, element("strong", {}, error.message), wait, " ", element("span", { class: "muted" }, details.join(" · ")));
+    const retry = element(
+      "button",
+      { type: "button", class: "plain", onclick: () => this.#actions.regenerate(this.#answer) },
+      "Retry",
+    );
+    const said = element(
+      "p",
+      {},
+      element("strong", {}, error.message),
+      wait,
+      " ",
+      element("span", { class: "muted" }, details.join(" · ")),
+    );
     this.#error.append(said, retry);
   }
 }
 
 function fold(title, ...content) {
-  return element("details", { class: "fold" }, element("summary", {}, icon("chevron"), element("span", {}, title)), ...content);
+  return element(
+    "details",
+    { class: "fold" },
+    element("summary", {}, icon("chevron"), element("span", {}, title)),
+    ...content,
+  );
 }
 
 function callFold(call, isOpen) {
   const title = element("span", {}, call.result === null ? "Call of " : "Called ", element("code", {}, call.name));
-  const summary = element("summary", {}, icon("chevron"), title, element("span", { class: "muted excerpt" }, call.arguments));
-  const made = element("details", { class: "fold call", open: isOpen }, summary, element("h3", {}, "Arguments"), element("pre", { tabindex: "0" }, pretty(call.arguments)));
-  if (call.result !== null) made.append(element("h3", {}, "Result"), element("pre", { tabindex: "0" }, pretty(call.result)));
+  const summary = element(
+    "summary",
+    {},
+    icon("chevron"),
+    title,
+    element("span", { class: "muted excerpt" }, call.arguments),
+  );
+  const made = element(
+    "details",
+    { class: "fold call", open: isOpen },
+    summary,
+    element("h3", {}, "Arguments"),
+    element("pre", { tabindex: "0" }, pretty(call.arguments)),
+  );
+  if (call.result !== null)
+    made.append(element("h3", {}, "Result"), element("pre", { tabindex: "0" }, pretty(call.result)));
   return made;
 }
 
@@ -212,4 +274,5 @@ function figures(answer, isAnswering) {
   ].filter(Boolean);
 }
 
-const seconds = (milliseconds) => (milliseconds < 1000 ? `${Math.round(milliseconds)} ms` : `${(milliseconds / 1000).toFixed(1)} s`);
+const seconds = (milliseconds) =>
+  milliseconds < 1000 ? `${Math.round(milliseconds)} ms` : `${(milliseconds / 1000).toFixed(1)} s`;
