@@ -30,7 +30,8 @@ const settings = new Settings($("settings-form"), showControls);
 const chat = new Chat(api, () => ({ model: $("model").value, settings: settings.values }));
 const view = new ConversationView($("log"), chat, {
   edit: (message, text) => canSend() && undoable("Message edited", () => follow(chat.edit(message, text))),
-  regenerate: (answer) => canSend() && follow(chat.regenerate(answer)),
+  regenerate: (answer) => canSend() && undoable("Answer replaced", () => follow(chat.regenerate(answer))),
+  retry: (answer) => canSend() && follow(chat.regenerate(answer)),
   remove: (message) => undoable("Message deleted", () => chat.remove(message)),
   showRequest,
   answer: () => canSend() && follow(chat.answer()),

@@ -13,7 +13,7 @@ export class Strip {
   #trend = new Trend();
   #timer = 0;
 
-  /** Shows figures in `root`. Asks more often while `isAnswering()`; `onready` is called when the server becomes ready. */
+  /** Shows figures in `root`. Asks more often while `isAnswering()`; calls `onready` when the server becomes ready. */
   constructor(root, api, { isAnswering, onready }) {
     this.#root = root;
     this.#api = api;

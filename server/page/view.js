@@ -205,7 +205,7 @@ class AnswerView {
     const wait = error.retryAfter ? ` Try again in ${error.retryAfter} s.` : "";
     const retry = element(
       "button",
-      { type: "button", class: "plain", onclick: () => this.#actions.regenerate(this.#answer) },
+      { type: "button", class: "plain", onclick: () => this.#actions.retry(this.#answer) },
       "Retry",
     );
     const said = element(
