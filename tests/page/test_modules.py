@@ -27,8 +27,9 @@ def run(browser: Browser, server: ServerProcess) -> Iterator[Any]:
 
 def test_a_stream_of_events_may_be_split_anywhere(run: Any) -> None:
     stream = (
+        "data: x\r\ndata: y\r\n\r\n"
         'data: {"a": "é€😀"}\r\n\r\n: waiting\n\ndata: one\ndata:two\n\nevent: x\nid: 1\n\ndata: cr\r\rdata\n\n'
-        + "data: [DONE]\n\n"
+        "data: [DONE]\n\n"
     )
     body = """
       const bytes = new TextEncoder().encode(given);
@@ -42,7 +43,7 @@ def test_a_stream_of_events_may_be_split_anywhere(run: Any) -> None:
       all.push(read(...bytes.keys()));
       return [...new Set(all.map((events) => JSON.stringify(events)))].map((text) => JSON.parse(text));
     """
-    assert run("api", body, stream) == [['{"a": "é€😀"}', "one\ntwo", "cr", "", "[DONE]"]]
+    assert run("api", body, stream) == [["x\ny", '{"a": "é€😀"}', "one\ntwo", "cr", "", "[DONE]"]]
 
 
 def test_metrics_are_read_as_prometheus_writes_them(run: Any) -> None:
