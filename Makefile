@@ -3,19 +3,27 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
+BROWSERS := chromium chromium-browser google-chrome google-chrome-stable
 
-.PHONY: serve test lint bench gpu-check demo-model score-demo-model clean
+.PHONY: serve test lint browser bench gpu-check demo-model score-demo-model clean
 
 serve: $(VENV)/installed
 	$(BIN)/tandem serve $(ARGS)
 
-test: lint
+test: lint browser
 	$(BIN)/pytest $(ARGS)
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# tests/page drives Chromium. Root gets it from Debian's or Ubuntu's packages; where it cannot be had, those tests fail
+# and say so, and the others run.
+browser:
+	@test -n "$(CHROMIUM)$$(which $(BROWSERS) 2>/dev/null)" \
+	|| { test "$$(id -u)" = 0 && apt-get -qq update && apt-get -qq install -y --no-install-recommends chromium >/dev/null; } \
+	|| echo "Chromium is missing: install it (apt-get install chromium), or set CHROMIUM to its path" >&2
 
 # Measurements on random weights, for a quiet machine: ARGS="kernels|engines|prefix|step|speculation|front …"; kernels,
 # then engines if none is named.

@@ -22,6 +22,7 @@ from server.routes import (
     models,
     ollama,
     operations,
+    page,
     responses,
     token_generation,
     tokens,
@@ -72,6 +73,8 @@ def create_app(state: ServerState) -> FastAPI:
         app.include_router(tokens.info_router)
     if config.enable_ollama_api:
         app.include_router(ollama.router)
+    if not config.disable_ui:
+        app.include_router(page.page_router())
     install_handlers(app)
     install_openapi(app)
 

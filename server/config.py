@@ -56,6 +56,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
         enable_metrics: measure, and answer ``/metrics``.
         metrics_port: answer ``/metrics`` there and nowhere else, over plain HTTP and without a key; 0 lets the system
             pick.
+        disable_ui: there is no page at ``/``.
         quiet_paths: their requests are left out of the access log.
         enable_server_load_tracking: answer ``/load``.
         http_timeout: seconds that a client may take to send a request's head, to go on with its body or to read on.
@@ -98,6 +99,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     quiet_paths: tuple[str, ...] = ()
     enable_server_load_tracking: bool = True
     disable_fastapi_docs: bool = False
+    disable_ui: bool = False
     uvicorn_log_level: str = "info"
     disable_access_log: bool = False
     shutdown_timeout: float = 60.0

@@ -9,18 +9,20 @@ from collections.abc import Iterable
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from server.config import check_key
+from server.config import ServerConfig, check_key
 from server.errors import ApiError
 from server.http.failures import failure
+from server.routes import page
 from server.state import ServerState
 
 # need no key, are answered while draining, and are no requests for HTTP metrics: monitors ask for them all the time
 OPEN_PATHS = frozenset(path + end for path in ("/health", "/ping", "/version", "/metrics") for end in ("", "/"))
 
 
-def is_open(scope: Scope, root_path: str) -> bool:
-    """Whether a request is for one of ``OPEN_PATHS``."""
-    return scope["path"].removeprefix(root_path.rstrip("/")) in OPEN_PATHS
+def is_open(scope: Scope, config: ServerConfig) -> bool:
+    """Whether a request is for one of ``OPEN_PATHS``, or for a file of the page."""
+    path = scope["path"].removeprefix(config.root_path.rstrip("/"))
+    return path in OPEN_PATHS or (path in page.PATHS and not config.disable_ui)
 
 
 OWNER = "tandem.owner"  # in a scope: the hash of the key that opened the gate
@@ -36,12 +38,11 @@ class Gate:
     def __init__(self, app: ASGIApp, state: ServerState) -> None:
         self._app = app
         self._state = state
-        self._root = state.config.root_path
         self._hashes = [_hash(check_key(key).encode()) for key in state.config.api_keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
-        if scope["type"] != "http" or is_open(scope, self._root):
+        if scope["type"] != "http" or is_open(scope, self._state.config):
             return await self._app(scope, receive, send)
         if refusal := self._refusal(scope):
             self._state.metrics.rejected(refusal.status, refusal.code)

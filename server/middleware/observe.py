@@ -17,7 +17,7 @@ class Observe:
     def __init__(self, app: ASGIApp, state: ServerState) -> None:
         self._app = app
         self._metrics = state.metrics
-        self._root = state.config.root_path
+        self._config = state.config
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
@@ -27,7 +27,7 @@ class Observe:
         if method == "HEAD":
             scope = {**scope, "method": "GET"}  # the protocol below us leaves the body out
         exchange = _Exchange(self._metrics, method, scope, receive, send)
-        if is_open(scope, self._root):
+        if is_open(scope, self._config):
             return await self._app(scope, receive, send)
         try:
             await self._app(scope, exchange.receive, exchange.send)

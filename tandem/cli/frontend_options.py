@@ -1,4 +1,4 @@
-"""Options of ``tandem serve`` about what is seen of it, logs and metrics, and about middleware."""
+"""Options of ``tandem serve`` about what is seen of it, logs, metrics and the page, and about middleware."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ON_OR_OFF = argparse.BooleanOptionalAction
 
 def add_frontend_options(parser: argparse.ArgumentParser) -> None:
     """Register them."""
-    add = parser.add_argument_group("logs, metrics, middleware").add_argument
+    add = parser.add_argument_group("logs, metrics, page, middleware").add_argument
     add("--enable-log-requests", action=ON_OR_OFF, default=False, help="log each request's parameters and prompt")
     add("--disable-log-requests", action=ON_OR_OFF, default=None, help="the opposite, which is the default")
     add("--enable-log-outputs", action=ON_OR_OFF, default=False, help="with --enable-log-requests: log answers, too")
@@ -28,6 +28,7 @@ def add_frontend_options(parser: argparse.ArgumentParser) -> None:
     add("--disable-log-stats", action=ON_OR_OFF, default=False, help="the same as --no-enable-metrics")
     add("--metrics-port", type=int, metavar="N", help="answer /metrics there alone; 0 lets the system pick")
     add("--enable-server-load-tracking", action=ON_OR_OFF, default=True, help="answer /load (default: on)")
+    add("--disable-ui", action=ON_OR_OFF, default=False, help="no page to chat with the model at /")
     add(
         "--profiler-config",
         type=json_profiler_config,

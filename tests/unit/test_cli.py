@@ -192,6 +192,7 @@ SWITCHES = [
     ("enable-tokenizer-info-endpoint", lambda config: config.enable_tokenizer_info_endpoint),
     ("enable-log-requests", lambda config: config.enable_log_requests),
     ("disable-fastapi-docs", lambda config: config.disable_fastapi_docs),
+    ("disable-ui", lambda config: config.disable_ui),
     ("disable-uvicorn-access-log", lambda config: config.disable_access_log),
     ("disable-frontend-multiprocessing", lambda config: config.in_process_engine),
     ("enable-auto-tool-choice", lambda config: config.enable_auto_tool_choice),
