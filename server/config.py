@@ -57,6 +57,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
         metrics_port: answer ``/metrics`` there and nowhere else, over plain HTTP and without a key; 0 lets the system
             pick.
         disable_ui: there is no page at ``/``.
+        otlp_traces_endpoint: a collector's, to which a trace of each generation goes; None for none.
         quiet_paths: their requests are left out of the access log.
         enable_server_load_tracking: answer ``/load``.
         http_timeout: seconds that a client may take to send a request's head, to go on with its body or to read on.
@@ -96,6 +97,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     middleware: tuple[str, ...] = ()
     enable_metrics: bool = True
     metrics_port: int | None = None
+    otlp_traces_endpoint: str | None = None
     quiet_paths: tuple[str, ...] = ()
     enable_server_load_tracking: bool = True
     disable_fastapi_docs: bool = False

@@ -13,6 +13,7 @@ from server.intake.capacity import Capacity
 from server.intake.pool import WorkPool
 from server.operations.engine_metrics import EngineView
 from server.operations.metrics import Metrics
+from server.operations.tracing import Tracer
 from server.responses.store import Store
 from tandem.config import ResolvedModel
 from tandem.engine import EngineInfo, EngineStats
@@ -89,11 +90,12 @@ class ServerState:
         capacity: how much work may be taken on.
         pool: where long work on texts is done.
         metrics: of this application alone.
+        tracer: of generations, if they are traced.
         store: responses and conversations that are kept.
         runs: responses that are being made, by owner and id.
 
     Raises:
-        ConfigError: the store's file cannot be used.
+        ConfigError: the store's file cannot be used, or there is no way to trace.
     """
 
     def __init__(self, config: ServerConfig) -> None:
@@ -107,6 +109,7 @@ class ServerState:
         self.num_requests = 0
         self.metrics = Metrics(self.names[0], self._engine_view)
         self.capacity = Capacity(config)
+        self.tracer = Tracer(config.otlp_traces_endpoint) if config.otlp_traces_endpoint else None
         self.pool = WorkPool()
         self.store = Store(config.response_store)
         self.runs: dict[tuple[str, str], Run] = {}
@@ -187,3 +190,5 @@ class ServerState:
         """Let the threads end; idempotent."""
         self.pool.close()
         self.store.close()
+        if self.tracer is not None:
+            self.tracer.close()

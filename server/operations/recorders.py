@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 from server.intake.job import Job
 from server.operations.metrics import Meter
@@ -28,13 +28,22 @@ class Recorder(Protocol):
 
 
 class Recorders:
-    """Those that the configuration asks for."""
+    """Those that the configuration asks for.
 
-    def __init__(self, state: ServerState, answer_id: str, job: Job) -> None:
+    Args:
+        common: ``id``, ``object`` and ``model`` of the answer.
+        trace: headers that say to which trace the request belongs.
+        arrival: of the request, in seconds of ``time.monotonic``.
+    """
+
+    def __init__(
+        self, state: ServerState, job: Job, common: Mapping[str, Any], trace: Mapping[str, str], arrival: float
+    ) -> None:
         self._metrics = state.metrics if state.config.enable_metrics else None
         self._meter = Meter(state.metrics, job.requests) if self._metrics else None
-        log = OutputLog(answer_id, state.config.max_log_len) if state.config.enable_log_outputs else None
-        self._all: list[Recorder] = [recorder for recorder in (self._meter, log) if recorder is not None]
+        log = OutputLog(common["id"], state.config.max_log_len) if state.config.enable_log_outputs else None
+        span = state.tracer.trace(trace, job, common, arrival) if state.tracer else None
+        self._all: list[Recorder] = [recorder for recorder in (self._meter, log, span) if recorder is not None]
 
     def observe(self, events: Sequence[AnyEvent]) -> None:
         """See ``Recorder``."""

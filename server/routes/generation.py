@@ -48,6 +48,7 @@ class Generating(Checked, Protocol):
 
 
 R = TypeVar("R", bound=Generating)
+TRACE_HEADERS = ("traceparent", "tracestate")  # of W3C's Trace Context
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,7 @@ class Arrival:
 
     Attributes:
         owner: whose key it came with; empty where none is needed.
+        trace: headers that say to which trace it belongs, if it does.
     """
 
     state: ServerState
@@ -64,6 +66,7 @@ class Arrival:
     time: float
     path: str
     owner: str
+    trace: dict[str, str]
     body: bytearray
 
 
@@ -76,7 +79,8 @@ async def arrive(http: Request, answer: Callable[[Arrival], Coroutine[Any, Any, 
     try:
         body = await read_body(http, reservation)
         owner = http.scope.get(OWNER, "")
-        arrival = Arrival(state, model, reservation, arrival_time, http.url.path, owner, body)
+        trace = {name: http.headers[name] for name in TRACE_HEADERS if name in http.headers}
+        arrival = Arrival(state, model, reservation, arrival_time, http.url.path, owner, trace, body)
         return await unless_gone(http.receive, answer(arrival))
     except BaseException:
         reservation.release()
@@ -147,7 +151,6 @@ class Family(Generic[R]):
         if state.config.enable_log_requests:
             await state.pool.run(effort, log_request, state, answer_id, job.prompts, job.sampling)
         await state.until_resumed()
-        generation = self._start(arrival, job, answer_id)
         common = {
             "id": answer_id,
             "object": self.kinds[bool(request.stream)],
@@ -155,16 +158,17 @@ class Family(Generic[R]):
             "model": name,
             "system_fingerprint": arrival.model.fingerprint,
         }
+        generation = self._start(arrival, job, common)
         context = Context(arrival.model, job, common, generation.choices, state.config.response_role)
         return await self.deliver(Started(arrival, request, generation, context, headers))
 
-    def _start(self, arrival: Arrival, job: Job, answer_id: str) -> Generation:
+    def _start(self, arrival: Arrival, job: Job, common: dict[str, Any]) -> Generation:
         """Hand a job to the engine. From here on the generation holds the capacity."""
         state, reservation = arrival.state, arrival.reservation
         with blaming(self.prompt_field):
             reservation.hold(tokens=sum(len(prompt.token_ids) for prompt in job.prompts), body_bytes=0)
         arrival.body.clear()
-        recorders = Recorders(state, answer_id, job)
+        recorders = Recorders(state, job, common, arrival.trace, arrival.time)
         generation = arrival.model.generator.start(job.requests, recorders.observe, job.reading, job.search)
         recorders.begin(generation)
         generation.add_done_callback(lambda _: reservation.release())

@@ -27,6 +27,7 @@ def add_frontend_options(parser: argparse.ArgumentParser) -> None:
     add("--enable-metrics", action=ON_OR_OFF, default=True, help="measure, and answer /metrics (default: on)")
     add("--disable-log-stats", action=ON_OR_OFF, default=False, help="the same as --no-enable-metrics")
     add("--metrics-port", type=int, metavar="N", help="answer /metrics there alone; 0 lets the system pick")
+    add("--otlp-traces-endpoint", metavar="URL", help="send traces to a collector there (needs the extra otel)")
     add("--enable-server-load-tracking", action=ON_OR_OFF, default=True, help="answer /load (default: on)")
     add("--disable-ui", action=ON_OR_OFF, default=False, help="no page to chat with the model at /")
     add(

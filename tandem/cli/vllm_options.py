@@ -340,7 +340,6 @@ FOREIGN: tuple[Foreign, ...] = (
         _NOT_MEASURED,
         """
         show-hidden-metrics-for-version
-        otlp-traces-endpoint
         collect-detailed-traces
         kv-cache-metrics-sample
         """,
