@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
+CLIENTS := python python_openai2
 
-.PHONY: serve test lint bench gpu-check demo-model score-demo-model clean
+.PHONY: serve test lint clients bench gpu-check demo-model score-demo-model clean
 
 serve: $(VENV)/installed
 	$(BIN)/tandem serve $(ARGS)
@@ -16,6 +17,19 @@ lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Other people's clients against both backends, each in an environment of its own below tests/clients: Python and node.
+clients: $(VENV)/installed-dev $(CLIENTS:%=tests/clients/%/.venv/installed) tests/clients/js/node_modules/installed
+	$(BIN)/python -m tests.clients.run $(ARGS)
+
+tests/clients/%/.venv/installed: tests/clients/%/requirements.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet --disable-pip-version-check --requirement $<
+	touch $@
+
+tests/clients/js/node_modules/installed: tests/clients/js/package-lock.json
+	cd tests/clients/js && npm ci --no-audit --no-fund
+	touch $@
 
 # Measurements on random weights, for a quiet machine: ARGS="kernels|engines|prefix|step|speculation …"; kernels, then
 # engines if none is named.

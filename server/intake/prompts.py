@@ -17,6 +17,9 @@ from tandem.errors import RequestError
 from tandem.text.chat_template import ChatTemplate
 from tandem.text.detokenizer import Detokenizer
 
+# what clients add to earlier answers
+_NOT_IN_PROMPTS = ("annotations", "parsed", "parsed_arguments", "provider_specific_fields")
+
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
@@ -181,7 +184,10 @@ def _plain(messages: list[Message], template: ChatTemplate | None) -> list[Mappi
             message["tool_calls"] = [{"type": "function", "function": call}]
         if (reasoning := message.pop("reasoning", None)) is not None:
             message.setdefault("reasoning_content", reasoning)
-        message.pop("annotations", None)
+        calls = message.get("tool_calls", ())
+        for part in (message, *calls, *(call["function"] for call in calls)):
+            for name in _NOT_IN_PROMPTS:
+                part.pop(name, None)
     return list(plain)
 
 

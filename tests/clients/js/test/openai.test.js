@@ -4,7 +4,7 @@ import { test } from 'node:test';
 import OpenAI from 'openai';
 import { zodFunction, zodResponseFormat, zodResponsesFunction, zodTextFormat } from 'openai/helpers/zod';
 import { z } from 'zod';
-import { ADA, BASE, KEY, MODEL, SUM, WEATHER, WEATHERS, collect, idle, user, weather } from '../server.js';
+import { ADA, BASE, KEY, MODEL, REPORT, SUM, WEATHER, WEATHERS, collect, idle, user, weather } from '../server.js';
 
 const client = new OpenAI({ baseURL: BASE, apiKey: KEY, maxRetries: 0 });
 const fields = { model: MODEL, messages: [user(SUM)], temperature: 0 };
@@ -55,6 +55,13 @@ test('parse gives the arguments of a strict function', async () => {
   assert.equal(parsed.choices[0].finish_reason, 'tool_calls');
   const cities = parsed.choices[0].message.tool_calls.map((call) => call.function.parsed_arguments.city);
   assert.deepEqual(cities, ['Paris', 'Rome']);
+  const results = parsed.choices[0].message.tool_calls.map((call) => ({
+    role: 'tool',
+    tool_call_id: call.id,
+    content: JSON.stringify(REPORT),
+  }));
+  const messages = [user(WEATHERS), parsed.choices[0].message, ...results];
+  assert.match((await client.chat.completions.create({ ...fields, messages, tools })).choices[0].message.content, /21/);
 });
 
 for (const stream of [false, true])
