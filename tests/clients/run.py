@@ -1,4 +1,4 @@
-"""Other people's clients against ``tandem serve`` and the bundled model: ``make clients ARGS="--backend optimized js"``.
+"""Clients that others wrote against ``tandem serve`` and the bundled model: ``make clients ARGS="--backend optimized"``.
 
 Each suite has an environment of its own, made by ``make clients``, and finds the server through ``TANDEM_URL``.
 """
