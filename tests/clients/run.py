@@ -1,4 +1,4 @@
-"""Clients that others wrote against ``tandem serve`` and the bundled model: ``make clients ARGS="--backend optimized"``.
+"""Clients that others wrote, against our server: ``make clients ARGS="--backend optimized js"``.
 
 Each suite has an environment of its own, made by ``make clients``, and finds the server through ``TANDEM_URL``.
 """
