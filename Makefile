@@ -4,8 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 BROWSERS := chromium chromium-browser google-chrome google-chrome-stable
+CLIENTS := python python_openai2
 
-.PHONY: serve test lint browser bench gpu-check demo-model score-demo-model clean
+.PHONY: serve test lint browser clients bench gpu-check demo-model score-demo-model clean
 
 serve: $(VENV)/installed
 	$(BIN)/tandem serve $(ARGS)
@@ -24,6 +25,19 @@ browser:
 	@test -n "$(CHROMIUM)$$(which $(BROWSERS) 2>/dev/null)" \
 	|| { test "$$(id -u)" = 0 && apt-get -qq update && apt-get -qq install -y --no-install-recommends chromium >/dev/null; } \
 	|| echo "Chromium is missing: install it (apt-get install chromium), or set CHROMIUM to its path" >&2
+
+# Other people's clients against both backends, each in an environment of its own below tests/clients: Python and node.
+clients: $(VENV)/installed-dev $(CLIENTS:%=tests/clients/%/.venv/installed) tests/clients/js/node_modules/installed
+	$(BIN)/python -m tests.clients.run $(ARGS)
+
+tests/clients/%/.venv/installed: tests/clients/%/requirements.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet --disable-pip-version-check --requirement $<
+	touch $@
+
+tests/clients/js/node_modules/installed: tests/clients/js/package-lock.json
+	cd tests/clients/js && npm ci --no-audit --no-fund
+	touch $@
 
 # Measurements on random weights, for a quiet machine: ARGS="kernels|engines|prefix|step|speculation|front …"; kernels,
 # then engines if none is named.

@@ -3,6 +3,9 @@
 Those models are lenient: every optional field may be null in them. The published schemas are not. Here a field may be
 null only where the published schema says so (``NULLABLE``), what it requires must be there (``REQUIRED``), and enums
 hold. Fields that the schema does not know are allowed, as clients ignore them.
+
+One check a form of answer demands all of that; the others, which are about something else, demand what the packages'
+models do, so that one stray null is one failure.
 """
 
 from __future__ import annotations
@@ -95,20 +98,21 @@ _MODELS: dict[str, Any] = {
 }
 
 
-def validate(kind: str, value: Any) -> None:
+def validate(kind: str, value: Any, strict: bool = True) -> None:
     """Hold an answer to its strict type.
 
     Args:
         kind: one of ``NULLABLE``'s keys.
+        strict: if false, to what the packages' models demand: the null of an optional field may be there or not.
 
     Raises:
         Violation: it does not fit; the message names the place.
     """
     for_type = value.get("type") if isinstance(value, dict) and kind.endswith(" event") else None
-    validator = _validator(kind, for_type)
+    validator = _validator(kind, for_type, strict)
     error = jsonschema.exceptions.best_match(validator.iter_errors(value))
     if error is not None:
-        place = error.json_path.removeprefix("$.") if error.path else "the answer"
+        place = error.json_path.removeprefix("$.") if error.absolute_path else "the answer"
         raise Violation(f"expected a valid {kind}; {place}: {error.message[:300]}")
 
 
@@ -118,8 +122,8 @@ def is_valid(schema: Json, value: Any) -> bool:
 
 
 @functools.cache
-def _validator(kind: str, event_type: str | None) -> Any:
-    schema = _tightened(kind)
+def _validator(kind: str, event_type: str | None, strict: bool) -> Any:
+    schema = _tightened(kind) if strict else _adapter(kind).json_schema()
     definitions: Json = schema.get("$defs", {})
     if kind.endswith(" event"):
         # a union is told apart by its type: only then does an error say which field is wrong
@@ -130,11 +134,14 @@ def _validator(kind: str, event_type: str | None) -> Any:
     return _strict(schema)
 
 
+def _adapter(kind: str) -> TypeAdapter[Any]:
+    return TypeAdapter(_MODELS[kind])
+
+
 @functools.cache
 def _tightened(kind: str) -> Json:
     """The strict schema of one kind of answer."""
-    adapter: TypeAdapter[Any] = TypeAdapter(_MODELS[kind])
-    schema = adapter.json_schema()
+    schema = _adapter(kind).json_schema()
     for name, definition in [*schema.get("$defs", {}).items(), (schema.get("title", ""), schema)]:
         _tighten(kind, name, definition)
     return schema

@@ -1,4 +1,8 @@
-"""The description of the API at ``/openapi.json``: bodies are parsed by msgspec, so their schemas come from there."""
+"""The description of the API at ``/openapi.json``: bodies are parsed by msgspec, so their schemas come from there.
+
+Every operation names each status that it can have. What is refused by the gate, the size of a body or the engine is
+the same for all, and is added here.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ import msgspec
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
+from server.schemas.answers import ANSWERS, METRICS, STREAMED, Schema
 from server.schemas.chat import ChatRequest
 from server.schemas.completions import CompletionRequest
 from server.schemas.conversations import ConversationRequest, ConversationUpdate, ItemsRequest
@@ -68,7 +73,11 @@ _ANTHROPIC_ERROR = {
         "error": {
             "type": "object",
             "required": ["type", "message"],
-            "properties": {"type": {"type": "string"}, "message": {"type": "string"}},
+            "properties": {
+                "type": {"type": "string"},
+                "message": {"type": "string"},
+                "details": {"type": "object", "properties": {"error_code": {"type": "string"}}},
+            },
         },
         "request_id": {"type": "string"},
     },
@@ -78,19 +87,27 @@ _ANTHROPIC_ERROR = {
 _OLLAMA_ERROR = {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
 
 
-def describe(body: type | UnionType, summary: str, error_name: str = "Error") -> dict[str, Any]:
-    """Arguments of a route whose body is the struct ``body`` or one of several, and whose errors have that schema."""
+_REFUSALS = {
+    "400": "The request is refused; the message or `param` names the field.",
+    "401": "A key is needed.",
+    "404": "There is no such model or object.",
+    "429": "The server has as much to do as it takes; `Retry-After` says when to try again.",
+    "500": "The request failed, or something unforeseen happened.",
+    "503": "The model is being loaded, the engine is restarted, or the server ends.",
+}
+_BODY_REFUSALS = {
+    "408": "The body took too long to arrive.",
+    "413": "The body is larger than the server takes.",
+    "415": "The body is no JSON, by its content type, or is compressed.",
+}
+
+
+def describe(body: type | UnionType, summary: str) -> dict[str, Any]:
+    """Arguments of a route whose body is the struct ``body``, or one of several."""
     bodies = [{"$ref": _REFERENCE.format(name=struct.__name__)} for struct in get_args(body) or (body,)]
     schema = bodies[0] if len(bodies) == 1 else {"anyOf": bodies}
-    error = {"content": {"application/json": {"schema": {"$ref": _REFERENCE.format(name=error_name)}}}}
     request = {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
-    return {
-        "summary": summary,
-        "openapi_extra": request,
-        "responses": {
-            400: {"description": "The request is refused; the message or `param` names the field.", **error}
-        },
-    }
+    return {"summary": summary, "openapi_extra": request}
 
 
 def install_openapi(app: FastAPI) -> None:
@@ -104,6 +121,30 @@ def install_openapi(app: FastAPI) -> None:
     app.openapi = openapi  # type: ignore[method-assign]
 
 
+def _responses(method: str, path: str, has_body: bool) -> dict[str, Any]:
+    """All that an operation can answer, by status."""
+    error = "AnthropicError" if path.startswith("/v1/messages") else "Error"
+    if path.startswith("/api/"):
+        error = "OllamaError"
+    refusals = _REFUSALS | (_BODY_REFUSALS if has_body else {})
+    found = {
+        status: {"description": text, "content": _content({"$ref": _REFERENCE.format(name=error)})}
+        for status, text in sorted(refusals.items())
+    }
+    content = _content(ANSWERS.get((method, path), {}))
+    if (method, path) == METRICS:
+        content = {"text/plain": {"schema": {"type": "string"}}}
+    elif streamed := STREAMED.get((method, path)):
+        content[streamed] = {"schema": {}}  # of events or lines, each an object
+    if path in ("/health", "/ping"):
+        found = {"503": {"description": "The reason why nothing is answered.", "content": content}}
+    return {"200": {"description": "The answer.", "content": content}, **found}
+
+
+def _content(schema: Schema) -> dict[str, Any]:
+    return {"application/json": {"schema": schema}}
+
+
 def _build(app: FastAPI) -> dict[str, Any]:
     schema = get_openapi(
         title=app.title,
@@ -113,6 +154,11 @@ def _build(app: FastAPI) -> dict[str, Any]:
     )
     _, components = msgspec.json.schema_components(BODIES, ref_template=_REFERENCE)
     schemas = schema.setdefault("components", {}).setdefault("schemas", {})
+    for unused in ("HTTPValidationError", "ValidationError"):  # FastAPI's, which validates nothing here
+        schemas.pop(unused, None)
+    for path, operations in schema["paths"].items():
+        for method, operation in operations.items():
+            operation["responses"] = _responses(method, path, "requestBody" in operation)
     schemas.update(components, Error=_ERROR, AnthropicError=_ANTHROPIC_ERROR, OllamaError=_OLLAMA_ERROR)
     schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     schema["security"] = [{"key": []}]

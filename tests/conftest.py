@@ -14,6 +14,8 @@ import tempfile
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 
+collect_ignore = ["clients"]  # they have environments of their own
+
 _CACHE = tempfile.TemporaryDirectory(prefix="tandem-tests-")
 os.environ |= {"OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": _CACHE.name}
 

@@ -92,7 +92,9 @@ def test_line_endings(api: Api) -> None:
 def test_abandoned_stream(api: Api, capabilities: Capabilities, n: int) -> None:
     """After its first piece, several times; the load returns to what it was."""
     baseline = load(api, capabilities)
-    body = api.chat_body("Count from one to one thousand.", n=n, **{api.limit: LONG}) | {"stream": True}
+    body = api.chat_body("Count from one to one thousand.", n=n, temperature=1, **{api.limit: LONG}) | {
+        "stream": True
+    }
     for _ in range(3):
         found = api.client.abandon("/chat/completions", body, after=1)
         if found.status != 200:

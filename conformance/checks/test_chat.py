@@ -19,9 +19,9 @@ CALL = {"id": "call_1", "type": "function", "function": {"name": "get_weather", 
 
 
 def answer(api: Api, content: Any = "Say hello.", **fields: Any) -> Json:
-    """A whole answer, held to its type."""
+    """A whole answer that clients can read."""
     body = api.chat(content, **fields).offered(*(set(fields) - {"messages"})).ok()
-    validate("chat", body)
+    validate("chat", body, strict=False)
     return body
 
 
@@ -40,6 +40,7 @@ def long_answer(api: Api, **fields: Any) -> tuple[str, str]:
 def test_minimal(api: Api) -> None:
     """Nothing given but what is required (and a limit, so that it costs little)."""
     body = answer(api, temperature=OMIT)
+    validate("chat", body)
     assert len(body["choices"]) == 1, f"expected one choice, got {len(body['choices'])}"
     assert isinstance(body.get("usage"), dict), "expected usage"
 
@@ -116,11 +117,11 @@ def test_n(api: Api) -> None:
 
 @must("usage counts the tokens of all choices, and the prompt once", CREATE + "#chat-create-n")
 def test_n_usage(api: Api) -> None:
-    """Greedy choices are all the same: together they cost n times one."""
-    one, three = answer(api)["usage"], answer(api, n=3)["usage"]
+    """Of one token each."""
+    fields: Json = {"temperature": 1, api.limit: 1}
+    one, three = answer(api, **fields)["usage"], answer(api, n=3, **fields)["usage"]
     assert three["prompt_tokens"] == one["prompt_tokens"], f"expected {one['prompt_tokens']} prompt tokens: {three}"
-    expected = range(one["completion_tokens"] + 2, 3 * 8 + 1)
-    assert three["completion_tokens"] in expected, f"expected the tokens of three answers, got {three}"
+    assert three["completion_tokens"] == 3, f"expected the tokens of three answers, got {three}"
 
 
 @must("total_tokens is the sum of prompt and completion tokens", OBJECT + "#chat-object-usage")

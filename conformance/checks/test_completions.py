@@ -17,9 +17,9 @@ PROMPTS = ("Hello, my", "One, two, three,", "The sky is")
 
 
 def answer(api: Api, prompt: Any = "Hello, my", **fields: Any) -> Json:
-    """A whole answer, held to its type."""
+    """A whole answer that clients can read."""
     body = api.complete(prompt, **fields).offered(*fields).ok()
-    validate("completion", body)
+    validate("completion", body, strict=False)
     return body
 
 
@@ -32,6 +32,7 @@ def refused_forms(found: Exchange) -> Exchange:
 def test_minimal(api: Api) -> None:
     """Strictly typed."""
     body = answer(api)
+    validate("completion", body)
     assert len(body["choices"]) == 1, f"expected one choice, got {len(body['choices'])}"
     usage = body["usage"]
     assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"], (
@@ -63,7 +64,7 @@ def test_batch(api: Api) -> None:
     """Each with the answer that it gets alone, greedily."""
     alone = [content_of(answer(api, prompt)) for prompt in PROMPTS]
     body = refused_forms(api.complete(list(PROMPTS))).ok()
-    validate("completion", body)
+    validate("completion", body, strict=False)
     together = [content_of(body, index) for index in range(len(PROMPTS))]
     assert together == alone, f"expected {alone}, got {together}"
 
@@ -169,13 +170,18 @@ def test_stop(api: Api) -> None:
     assert choice_of(body)["finish_reason"] == "stop", "expected finish_reason stop"
 
 
+@must("every chunk is a text_completion, with no null that the schema lacks", CREATE + "#completions-create-stream")
+def test_chunks(api: Api) -> None:
+    """Strictly typed."""
+    for chunk in api.complete_stream(max_tokens=16).payloads():
+        validate("completion chunk", chunk)
+
+
 @must("a stream joins to the whole text and ends with [DONE]", CREATE + "#completions-create-stream")
 def test_stream(api: Api) -> None:
-    """Greedy, each chunk typed strictly."""
+    """Greedy."""
     whole = answer(api, max_tokens=16)
     found = api.complete_stream(max_tokens=16)
-    for chunk in found.payloads():
-        validate("completion chunk", chunk)
     text, expected = found.content(), content_of(whole)
     assert text == expected, f"expected {expected!r}, got {text!r}"
     assert found.events()[-1].data == "[DONE]", "expected [DONE] at the end"

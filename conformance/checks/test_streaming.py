@@ -127,7 +127,7 @@ def test_usage_last(api: Api) -> None:
     """All others have a null usage, or none."""
     chunks = with_usage(api)
     for chunk in chunks:
-        validate("chat chunk", chunk)
+        validate("chat chunk", chunk, strict=False)
     assert isinstance(chunks[-1].get("usage"), dict), "expected usage in the last chunk"
     assert chunks[-1].get("choices") == [], f"expected choices: [], got {chunks[-1].get('choices')}"
 
@@ -151,8 +151,8 @@ def test_usage_equals_whole(api: Api) -> None:
 
 @must("with n each chunk names its choice, and each choice is complete", "api-reference/chat/create#chat-create-n")
 def test_n(api: Api) -> None:
-    """Greedy: each is the whole answer."""
-    found = api.chat_stream(n=3)
+    """Sampled: n beside temperature 0 is not what is asked here."""
+    found = api.chat_stream(n=3, temperature=1)
     if found.status == 400 and found.error_param() == "n":
         not_offered("n is refused by name in a stream")
     indexes = {choice["index"] for chunk in found.payloads() for choice in chunk["choices"]}
@@ -166,7 +166,7 @@ def test_n(api: Api) -> None:
 @should("the choices of a stream come interleaved", "api-reference/chat/create#chat-create-n")
 def test_n_interleaved(api: Api) -> None:
     """Not one after another: nobody should wait for the second until the first is done."""
-    found = api.chat_stream("Count from one to ten.", n=2, **{api.limit: 16})
+    found = api.chat_stream("Count from one to ten.", n=2, temperature=1, **{api.limit: 16})
     found.offered("n")
     choices = [choice for chunk in found.payloads() for choice in chunk["choices"]]
     order = [choice["index"] for choice in choices if choice["delta"].get("content")]

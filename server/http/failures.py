@@ -32,6 +32,8 @@ _ANTHROPIC_TYPES = {
     429: "rate_limit_error",
     503: "overloaded_error",
 }
+# refusals that Anthropic's clients recover from: without a thread, their tool runners send the whole conversation
+_ANTHROPIC_DETAILS = {"thread": {"error_code": "thread_unsupported_request"}}
 
 
 def failure(error: Exception, scope: Scope) -> Response:
@@ -53,7 +55,10 @@ def failure(error: Exception, scope: Scope) -> Response:
 def anthropic_error(error: ApiError) -> dict[str, object]:
     """The object of Anthropic's API, which has no place for the field to blame but the message."""
     kind = "api_error" if error.status >= 500 else "invalid_request_error"
-    return {"type": "error", "error": {"type": _ANTHROPIC_TYPES.get(error.status, kind), "message": _named(error)}}
+    shown: dict[str, object] = {"type": _ANTHROPIC_TYPES.get(error.status, kind), "message": _named(error)}
+    if error.code == "unsupported_parameter" and error.param in _ANTHROPIC_DETAILS:
+        shown["details"] = _ANTHROPIC_DETAILS[error.param]
+    return {"type": "error", "error": shown}
 
 
 def ollama_error(error: ApiError) -> dict[str, object]:

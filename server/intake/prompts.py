@@ -18,6 +18,9 @@ from tandem.text.chat_template import ChatTemplate
 from tandem.text.detokenizer import Detokenizer
 from tandem.text.fill_in_middle import FillInMiddle, fill_in_middle, gap_prompt
 
+# what clients add to earlier answers
+_NOT_IN_PROMPTS = ("annotations", "parsed", "parsed_arguments", "provider_specific_fields")
+
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
@@ -202,7 +205,10 @@ def _plain(messages: list[Message], template: ChatTemplate | None) -> list[Mappi
             message["tool_calls"] = [{"type": "function", "function": call}]
         if (reasoning := message.pop("reasoning", None)) is not None:
             message.setdefault("reasoning_content", reasoning)
-        message.pop("annotations", None)
+        calls = message.get("tool_calls", ())
+        for part in (message, *calls, *(call["function"] for call in calls)):
+            for name in _NOT_IN_PROMPTS:
+                part.pop(name, None)
     return list(plain)
 
 

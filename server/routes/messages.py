@@ -25,7 +25,7 @@ router = APIRouter(tags=["generate"])
 
 @router.post(
     "/v1/messages",
-    **describe(MessagesRequest, "Answer a conversation in Anthropic's format, whole or streamed.", "AnthropicError"),
+    **describe(MessagesRequest, "Answer a conversation in Anthropic's format, whole or streamed."),
 )
 async def create_message(request: Request) -> Response:
     """One prompt, one answer."""
@@ -34,7 +34,7 @@ async def create_message(request: Request) -> Response:
 
 @router.post(
     "/v1/messages/count_tokens",
-    **describe(CountRequest, "How many tokens a conversation in Anthropic's format has.", "AnthropicError"),
+    **describe(CountRequest, "How many tokens a conversation in Anthropic's format has."),
 )
 async def count_message_tokens(request: Request) -> Response:
     """Answers ``{"input_tokens"}``."""

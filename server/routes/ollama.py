@@ -31,19 +31,19 @@ NEVER = "9999-12-31T23:59:59Z"
 router = APIRouter(tags=["ollama"])
 
 
-@router.post("/api/chat", **describe(OllamaChat, "Answer a conversation in Ollama's format.", "OllamaError"))
+@router.post("/api/chat", **describe(OllamaChat, "Answer a conversation in Ollama's format."))
 async def chat(request: Request) -> Response:
     """One prompt, one answer."""
     return await CHAT.respond(request)
 
 
-@router.post("/api/generate", **describe(OllamaGenerate, "Answer a prompt in Ollama's format.", "OllamaError"))
+@router.post("/api/generate", **describe(OllamaGenerate, "Answer a prompt in Ollama's format."))
 async def generate(request: Request) -> Response:
     """One prompt, one answer."""
     return await GENERATE.respond(request)
 
 
-@router.post("/api/show", **describe(OllamaShow, "What is known of a model, in Ollama's format.", "OllamaError"))
+@router.post("/api/show", **describe(OllamaShow, "What is known of a model, in Ollama's format."))
 async def show(request: Request) -> Response:
     """Its template, details and capabilities."""
     return await respond(request, SHOW_PARSER, _show)

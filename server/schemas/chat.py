@@ -20,10 +20,15 @@ Documents = Annotated[list[dict[str, Any]], Meta(max_length=1024)]
 
 
 class FunctionCall(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
-    """A call that the model asked for: a name, and a JSON object in a string."""
+    """A call that the model asked for: a name, and a JSON object in a string.
+
+    ``parsed_arguments`` are what OpenAI's clients have made of it.
+    """
 
     name: Name
     arguments: str | dict[str, Any] = "{}"
+    parsed_arguments: Any = None
+    provider_specific_fields: Any = None
 
 
 class ToolCall(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -33,10 +38,7 @@ class ToolCall(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True, fo
     id: Name | None = None
     type: Literal["function"] = "function"
     index: Count | None = None
-
-    def __post_init__(self) -> None:
-        # written out although it is the default: templates look at it
-        msgspec.structs.force_setattr(self, "type", "function")
+    provider_specific_fields: Any = None
 
 
 class ContentPart(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -58,7 +60,8 @@ class Message(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True, for
     """One message of a conversation, of any role.
 
     ``function_call`` is the older spelling of a tool call, ``reasoning`` another of ``reasoning_content``;
-    ``annotations`` come back with earlier answers and are no part of any prompt.
+    ``annotations``, what OpenAI's clients have ``parsed`` and LiteLLM's ``provider_specific_fields`` come back with
+    earlier answers and are no part of any prompt.
     """
 
     role: Role
@@ -72,6 +75,8 @@ class Message(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True, for
     reasoning: str | None = None
     annotations: list[Any] | None = None
     audio: None = None
+    parsed: Any = None
+    provider_specific_fields: Any = None
 
 
 Messages = Annotated[list[Message], Meta(min_length=1, max_length=2**16)]

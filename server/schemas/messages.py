@@ -28,6 +28,7 @@ REFUSALS: Refusals = {
     "output_format": ("it is the older spelling of output_config.format", ()),
     "speed": ("there is one speed", ("standard",)),
     "task_budget": (_ELSEWHERE, ()),
+    "thread": ("conversations are not kept between requests; send all messages", ()),
     "user_profile_id": (_ELSEWHERE, ()),
 }
 

@@ -248,7 +248,7 @@ def _plain_call(call: Mapping[str, Any], param: str) -> dict[str, Any]:
         arguments = _decoded(arguments)
     if not isinstance(arguments, (Mapping, str)):
         raise RequestError("tool-call arguments must be text or an object", f"{param}.arguments")
-    return {**call, "function": {**function, "arguments": arguments}}
+    return {"type": "function", **call, "function": {**function, "arguments": arguments}}
 
 
 def _decoded(arguments: str) -> Mapping[str, Any] | str:

@@ -16,7 +16,13 @@ import anthropic
 import httpx
 import pydantic
 import pytest
-from anthropic.types import ErrorResponse, Message, MessageTokensCount, RawMessageStreamEvent
+from anthropic.types import (
+    ErrorResponse,
+    Message,
+    MessageTokensCount,
+    RawMessageStreamEvent,
+    ThreadUnsupportedRequestErrorDetails,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -442,8 +448,10 @@ def refused(answer: httpx.Response, status: int, kind: str, named: str = "") -> 
     assert answer.status_code == status, answer.text[:500]
     assert answer.headers["content-type"] == "application/json"
     body = answer.json()
-    assert set(body) == {"type", "error", "request_id"} and set(body["error"]) == {"type", "message"}
+    assert set(body) == {"type", "error", "request_id"} and set(body["error"]) - {"details"} == {"type", "message"}
     assert body["request_id"] == answer.headers["request-id"] and body["request_id"].startswith("req_")
+    if details := body["error"].pop("details", None):  # which the types of errors leave out
+        strictly(ThreadUnsupportedRequestErrorDetails, details)
     if kind != "request_too_large":  # of which the published types know nothing
         strictly(ErrorResponse, body)
     message: str = body["error"]["message"]
@@ -553,6 +561,16 @@ def test_what_cannot_be_honoured_is_refused_by_name(demo: ServerProcess, name: s
     refused(demo.post(PATH, body | {name: {"id": "x"}}), 400, "invalid_request_error", name)
     for value in (None, *REFUSALS[name][1]):
         assert demo.post(PATH, body | {name: value}).status_code == 200
+
+
+def test_a_refused_thread_says_so_to_tool_runners(demo: ServerProcess) -> None:
+    """They then send the whole conversation; a thread that is ignored loses all of it but the last turn."""
+    body = {"model": DEMO, "messages": SUM, "max_tokens": 1}
+    for thread in ({"type": "create"}, {"type": "continue", "previous_message_id": "msg_1"}):
+        answer = demo.post(PATH, body | {"thread": thread})
+        refused(answer, 400, "invalid_request_error", "thread")
+        assert answer.json()["error"]["details"] == {"error_code": "thread_unsupported_request"}
+    assert "details" not in demo.post(PATH, body | {"container": "x"}).json()["error"]
 
 
 def test_refusals_say_what_is_meant(demo: ServerProcess) -> None:

@@ -209,6 +209,29 @@ def test_older_spellings_are_rendered_as_the_newer(trusting: ServerProcess) -> N
         assert rendered(trusting, [message], "{{ messages[0].reasoning_content }}") == "why"
 
 
+def test_what_clients_add_to_answers_is_no_part_of_the_prompt(trusting: ServerProcess) -> None:
+    """OpenAI's clients when they parse, LiteLLM always."""
+    added = {"parsed": {"a": 1}, "provider_specific_fields": {"refusal": None}}
+    function = {"name": "look", "arguments": "{}"}
+    call = {"id": "c", "type": "function", "function": function}
+    plain = {"role": "assistant", "content": "well", "tool_calls": [call]}
+    given = (
+        plain
+        | added
+        | {
+            "tool_calls": [
+                call
+                | {"function": function | {"parsed_arguments": {}, "provider_specific_fields": {}}}
+                | {"provider_specific_fields": {"signature": "x"}}
+            ]
+        }
+    )
+    template = "{{ messages[0] | tojson }}"
+    shown = rendered(trusting, [given], template)
+    assert shown == rendered(trusting, [plain], template)
+    assert json.loads(shown)["tool_calls"] == [call | {"function": function | {"arguments": {}}}]
+
+
 @pytest.mark.parametrize("arguments", ['{"a": "\\ud800"}', '{"a": ' * 3000 + "1" + "}" * 3000, "[" * 3000])
 def test_arguments_that_are_no_json_object_are_shown_as_they_were_written(
     trusting: ServerProcess, arguments: str

@@ -28,6 +28,12 @@ WEATHER: dict[str, Any] = {
         },
     },
 }
+# as clients write it that make schemas from types, such as zod's
+WITH_DIALECT: dict[str, Any] = {
+    "type": "function",
+    "function": WEATHER["function"]
+    | {"parameters": {"$schema": "http://json-schema.org/draft-07/schema#", **WEATHER["function"]["parameters"]}},
+}
 ADD: dict[str, Any] = {
     "type": "function",
     "function": {
@@ -83,6 +89,7 @@ def calls_of(message: dict[str, Any]) -> list[list[str]]:
     [
         ("What is the weather in Paris?", {"tools": [WEATHER]}, 1),
         ("What is the weather in Paris and in Rome?", {"tools": [WEATHER]}, 2),
+        ("What is the weather in Paris?", {"tools": [WITH_DIALECT]}, 1),
         ("What is the weather in Paris?", {"tools": [WEATHER], "tool_choice": "required"}, 1),
         ("Hello!", {"tools": [WEATHER, ADD], "tool_choice": "required", "parallel_tool_calls": False}, 1),
         ("Hello!", {"tools": [WEATHER, ADD], "tool_choice": {"type": "function", "function": {"name": "add"}}}, 1),

@@ -1,0 +1,115 @@
+"""What routes answer, as JSON schemas of ``/openapi.json``; the dialects write it.
+
+A form lists what is always there. Wire formats: those of the routes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+Schema = dict[str, Any]
+
+_TEXT: Schema = {"type": "string"}
+_COUNT: Schema = {"type": "integer", "minimum": 0}
+_NUMBER: Schema = {"type": "number"}
+_OBJECT: Schema = {"type": "object"}
+_OBJECTS: Schema = {"type": "array", "items": _OBJECT}
+_USAGE: Schema = {"prompt_tokens": _COUNT, "completion_tokens": _COUNT, "total_tokens": _COUNT}
+
+
+def _form(**properties: Schema) -> Schema:
+    """An object that has all of these."""
+    return {"type": "object", "required": list(properties), "properties": properties}
+
+
+def _listed(**properties: Schema) -> Schema:
+    return {"type": "array", "items": _form(**properties)}
+
+
+_GENERATED = {"id": _TEXT, "created": _COUNT, "model": _TEXT, "usage": _form(**_USAGE)}
+_READ = {"usage": _form(input_tokens=_COUNT, output_tokens=_COUNT)}
+_PAGE = _form(object={"const": "list"}, data=_OBJECTS, first_id=_TEXT, last_id=_TEXT, has_more={"type": "boolean"})
+_RESPONSE = _form(id=_TEXT, object={"const": "response"}, status=_TEXT, output=_OBJECTS, model=_TEXT)
+_CONVERSATION = _form(id=_TEXT, object={"const": "conversation"}, created_at=_COUNT, metadata=_OBJECT)
+_DELETED = _form(id=_TEXT, object=_TEXT, deleted={"const": True})
+_MODEL = _form(id=_TEXT, object={"const": "model"}, created=_COUNT, owned_by=_TEXT)
+_HEALTH = _form(status=_TEXT)
+_VERSION = _form(version=_TEXT)
+_OLLAMA = _form(model=_TEXT, created_at=_TEXT, done={"const": True}, done_reason=_TEXT)
+
+# (method, path) -> the answer with status 200
+ANSWERS: dict[tuple[str, str], Schema] = {
+    ("post", "/v1/chat/completions"): _form(
+        object={"const": "chat.completion"},
+        choices=_listed(index=_COUNT, message=_form(role=_TEXT), finish_reason=_TEXT),
+        **_GENERATED,
+    ),
+    ("post", "/v1/completions"): _form(
+        object={"const": "text_completion"},
+        choices=_listed(index=_COUNT, text=_TEXT, finish_reason=_TEXT),
+        **_GENERATED,
+    ),
+    ("post", "/v1/messages"): _form(
+        id=_TEXT,
+        type={"const": "message"},
+        role={"const": "assistant"},
+        model=_TEXT,
+        content=_listed(type=_TEXT),
+        usage=_form(input_tokens=_COUNT, output_tokens=_COUNT),
+    ),
+    ("post", "/v1/messages/count_tokens"): _form(input_tokens=_COUNT),
+    ("post", "/v1/responses"): _RESPONSE,
+    ("post", "/v1/responses/input_tokens"): _form(object={"const": "response.input_tokens"}, input_tokens=_COUNT),
+    ("get", "/v1/responses/{response_id}"): _RESPONSE,
+    ("delete", "/v1/responses/{response_id}"): _DELETED,
+    ("post", "/v1/responses/{response_id}/cancel"): _RESPONSE,
+    ("get", "/v1/responses/{response_id}/input_items"): _PAGE,
+    ("post", "/v1/conversations"): _CONVERSATION,
+    ("get", "/v1/conversations/{conversation_id}"): _CONVERSATION,
+    ("post", "/v1/conversations/{conversation_id}"): _CONVERSATION,
+    ("delete", "/v1/conversations/{conversation_id}"): _DELETED,
+    ("get", "/v1/conversations/{conversation_id}/items"): _PAGE,
+    ("post", "/v1/conversations/{conversation_id}/items"): _PAGE,
+    ("get", "/v1/conversations/{conversation_id}/items/{item_id}"): _form(id=_TEXT, type=_TEXT),
+    ("delete", "/v1/conversations/{conversation_id}/items/{item_id}"): _CONVERSATION,
+    ("post", "/generative_scoring"): _form(
+        object={"const": "list"}, data=_listed(index=_COUNT, object={"const": "score"}, score=_NUMBER), **_GENERATED
+    ),
+    ("post", "/v1/systemone"): _form(
+        id=_TEXT, object={"const": "structured_decision"}, created=_COUNT, model=_TEXT, answers=_OBJECT, **_READ
+    ),
+    ("post", "/v1/decisions"): _form(model=_TEXT, answers=_listed(type=_TEXT), **_READ),
+    ("post", "/inference/v1/generate"): _form(
+        request_id=_TEXT, model=_TEXT, choices=_listed(index=_COUNT, finish_reason=_TEXT), usage=_form(**_USAGE)
+    ),
+    ("post", "/invocations"): _form(id=_TEXT, object=_TEXT, model=_TEXT),
+    ("get", "/tokenizer_info"): _form(tokenizer_class=_TEXT),
+    ("get", "/v1/models"): _form(object={"const": "list"}, data={"type": "array", "items": _MODEL}),
+    ("get", "/v1/models/{model}"): _MODEL,
+    ("post", "/tokenize"): _form(count=_COUNT, max_model_len=_COUNT, tokens={"type": "array", "items": _COUNT}),
+    ("post", "/detokenize"): _form(prompt=_TEXT),
+    ("get", "/health"): _HEALTH,
+    ("get", "/ping"): _HEALTH,
+    ("post", "/ping"): _HEALTH,
+    ("get", "/version"): _VERSION,
+    ("get", "/load"): _form(server_load=_COUNT, num_requests_running=_COUNT, num_requests_waiting=_COUNT),
+    ("post", "/api/chat"): _OLLAMA,
+    ("post", "/api/generate"): _OLLAMA,
+    ("post", "/api/show"): _form(template=_TEXT, details=_OBJECT, model_info=_OBJECT),
+    ("get", "/api/tags"): _form(models=_listed(name=_TEXT, model=_TEXT, size=_COUNT, digest=_TEXT)),
+    ("get", "/api/ps"): _form(models=_listed(name=_TEXT, model=_TEXT, size=_COUNT, digest=_TEXT)),
+    ("get", "/api/version"): _VERSION,
+}
+# further media types of the answer with status 200: what is streamed
+STREAMED = {
+    ("post", "/v1/chat/completions"): "text/event-stream",
+    ("post", "/v1/completions"): "text/event-stream",
+    ("post", "/v1/messages"): "text/event-stream",
+    ("post", "/v1/responses"): "text/event-stream",
+    ("get", "/v1/responses/{response_id}"): "text/event-stream",
+    ("post", "/inference/v1/generate"): "text/event-stream",
+    ("post", "/invocations"): "text/event-stream",
+    ("post", "/api/chat"): "application/x-ndjson",
+    ("post", "/api/generate"): "application/x-ndjson",
+}
+METRICS = ("get", "/metrics")
