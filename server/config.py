@@ -25,6 +25,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
         model: which model, and how its engine is built.
         host, port: where to listen; port 0 lets the system pick. ``uds`` replaces both by a Unix socket.
         api_keys: any of them opens the server; empty means that no key is asked for.
+        salt_prefix_cache_by_key: what is computed for one key's requests is not found by another's.
         served_model_names: names clients may use; the first is the one reported. Empty: the model as given.
         chat_template: a file or the template's text; None takes the model's.
         chat_template_content_format: whether it is given content as a ``string`` or as ``openai``'s list of parts;
@@ -68,6 +69,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     port: int = 8000
     uds: str | None = None
     api_keys: tuple[str, ...] = ()
+    salt_prefix_cache_by_key: bool = False
     served_model_names: tuple[str, ...] = ()
     chat_template: str | None = None
     chat_template_content_format: str = "auto"

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
+from msgspec.structs import replace
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -169,7 +170,10 @@ class Family(Generic[R]):
             reservation.hold(tokens=sum(len(prompt.token_ids) for prompt in job.prompts), body_bytes=0)
         arrival.body.clear()
         recorders = Recorders(state, job, common, arrival.trace, arrival.time)
-        generation = arrival.model.generator.start(job.requests, recorders.observe, job.reading, job.search)
+        requests = job.requests
+        if state.config.salt_prefix_cache_by_key:
+            requests = [replace(request, cache_salt=f"{arrival.owner}{request.cache_salt}") for request in requests]
+        generation = arrival.model.generator.start(requests, recorders.observe, job.reading, job.search)
         recorders.begin(generation)
         generation.add_done_callback(lambda _: reservation.release())
         state.track(generation)

@@ -175,6 +175,12 @@ def _add_server_options(parser: argparse.ArgumentParser) -> None:
         help=f"one key; repeatable; also from {' or '.join(KEY_VARIABLES)}",
     )
     add(
+        "--salt-prefix-cache-by-key",
+        action=ON_OR_OFF,
+        default=False,
+        help="what is computed for one key's requests is not found by another's",
+    )
+    add(
         "--served-model-name",
         nargs="+",
         action="append",

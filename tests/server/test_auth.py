@@ -6,6 +6,7 @@ import asyncio
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -141,3 +142,23 @@ def test_nothing_is_guarded_by_assertions(model_dir: Path) -> None:
         [*command, str(model_dir), "--trust-remote-code"], capture_output=True, text=True, timeout=60
     )
     assert refused.returncode == 1 and "--trust-remote-code" in refused.stderr
+
+
+@pytest.mark.parametrize("options", [(), ("--salt-prefix-cache-by-key",)])
+def test_keys_share_what_is_computed_unless_told_otherwise(model_dir: Path, options: tuple[str, ...]) -> None:
+    """How soon an answer begins would tell one user what another has asked."""
+    with ServerProcess(model_dir, "--api-key", "first-key", "--api-key", "second-key", *options) as server:
+
+        def num_found(key: str, path: str, body: dict[str, Any]) -> int:
+            answer = server.post(path, body, headers={"authorization": f"Bearer {key}"})
+            usage = answer.json()["usage"]
+            return usage.get("prompt_tokens_details", usage.get("input_tokens_details"))["cached_tokens"]
+
+        for path, body in (
+            ("/v1/completions", {"prompt": "fox " * 50, "max_tokens": 1}),
+            ("/v1/completions", {"prompt": "fox " * 50, "max_tokens": 1, "cache_salt": "own"}),
+            ("/v1/responses", {"input": "dog " * 50, "max_output_tokens": 1}),
+        ):
+            assert num_found("first-key", path, body) == 0
+            assert num_found("first-key", path, body) > 0
+            assert (num_found("second-key", path, body) > 0) is not bool(options)

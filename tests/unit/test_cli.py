@@ -193,6 +193,7 @@ SWITCHES = [
     ("enable-log-requests", lambda config: config.enable_log_requests),
     ("disable-fastapi-docs", lambda config: config.disable_fastapi_docs),
     ("disable-ui", lambda config: config.disable_ui),
+    ("salt-prefix-cache-by-key", lambda config: config.salt_prefix_cache_by_key),
     ("disable-uvicorn-access-log", lambda config: config.disable_access_log),
     ("disable-frontend-multiprocessing", lambda config: config.in_process_engine),
     ("enable-auto-tool-choice", lambda config: config.enable_auto_tool_choice),
