@@ -246,7 +246,7 @@ class ReferenceEngine:
         return x[-1:], None if num_top is None else reports
 
     def _prompt_logprobs(self, x: torch.Tensor, next_ids: list[int], num_top: int) -> list[TokenLogprobs]:
-        """Reports on the tokens that follow the hidden states ``x`` [T, D], always of the raw logits.
+        """Reports on the tokens that follow the hidden states ``x`` [T, D], always made of the raw logits.
 
         A few rows at a time, because the logits of a long prompt would need more memory than the model.
         """
@@ -256,7 +256,9 @@ class ReferenceEngine:
             chosen = next_ids[start : start + rows]
             logits = self.model.logits(x[start : start + len(chosen)])  # [T, V]
             check_logits(logits)
-            reports += [report(row, i, num_top) for row, i in zip(torch.log_softmax(logits, -1), chosen, strict=True)]
+            if self.config.logprobs_mode.endswith("_logprobs"):
+                logits = torch.log_softmax(logits, dim=-1)
+            reports += [report(row, i, num_top) for row, i in zip(logits, chosen, strict=True)]
         return reports
 
     def _forward(self, ids: list[int], kv: KVCache) -> torch.Tensor:

@@ -39,7 +39,7 @@ def sample(
         logits: [V]; left as they are.
         request: whose sampling parameters, seed and prompt count.
         output_ids: what it has generated so far.
-        logprobs_mode: ``raw_logprobs`` or ``processed_logprobs``.
+        logprobs_mode: ``raw_`` or ``processed_``, ``logprobs`` or ``logits``.
         follows: bool [V], what the request's grammar lets follow; None if it has none.
 
     Raises:
@@ -62,8 +62,10 @@ def sample(
             token_id = draw(z, request.seed, len(output_ids), request.choice_index)
     if s.logprobs is None:
         return Sample(token_id, None)
-    reported = raw if logprobs_mode == "raw_logprobs" else z
-    return Sample(token_id, report(torch.log_softmax(reported, dim=-1), token_id, s.logprobs, s.logprob_token_ids))
+    reported = raw if logprobs_mode.startswith("raw_") else z
+    if logprobs_mode.endswith("_logprobs"):
+        reported = torch.log_softmax(reported, dim=-1)
+    return Sample(token_id, report(reported, token_id, s.logprobs, s.logprob_token_ids))
 
 
 def check_logits(logits: torch.Tensor) -> None:

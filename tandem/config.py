@@ -25,7 +25,8 @@ logger = logging.getLogger(__name__)
 DTYPES = ("float32", "float16", "bfloat16")
 DTYPE_ALIASES = {"half": "float16", "float": "float32", "fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
 LOAD_FORMATS = ("auto", "safetensors", "dummy")
-LOGPROBS_MODES = ("raw_logprobs", "processed_logprobs")
+LOGITS_MODES = ("raw_logits", "processed_logits")
+LOGPROBS_MODES = ("raw_logprobs", "processed_logprobs", *LOGITS_MODES)
 GENERATION_CONFIG = "generation_config.json"
 NEUTRAL_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
@@ -39,7 +40,6 @@ MAX_COUNTS = {
 NEUTRAL_GPU_SHARE = 0.9
 SCHEDULING_POLICIES = ("fcfs", "priority")
 NEEDS_SCHEDULER = ("gpu_memory_utilization", "scheduling_policy", "speculative_config")
-LOGITS_MODES = ("raw_logits", "processed_logits")
 
 
 def _one_of(option: str, value: str, known: tuple[str, ...]) -> None:
@@ -171,9 +171,6 @@ class ModelOptions(SchedulerOptions, frozen=True, kw_only=True):
                 raise ConfigError(
                     _flag(name), "the reference engine runs its requests one by one, without a scheduler"
                 )
-        if self.logprobs_mode in LOGITS_MODES:
-            message = f"{self.logprobs_mode}: the API's logprobs are at most 0, and logits are not; of the modes"
-            raise ConfigError("--logprobs-mode", f"{message} {' and '.join(LOGPROBS_MODES)} are there")
         dtype = DTYPE_ALIASES.get(self.dtype, self.dtype)
         if dtype not in ("auto", *DTYPES):
             raise ConfigError("--dtype", f"{self.dtype!r} is not one of auto, {', '.join(DTYPES)}")

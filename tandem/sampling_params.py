@@ -48,7 +48,10 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
        With temperature 0, steps 4's filters and the noise are skipped: plain argmax, the lowest id winning ties
        (``processed_logprobs`` are then those of step 3's logits).
 
-    The log-probabilities of the prompt are raw in both modes: nothing was sampled there. A token that ends the answer
+    Modes ``raw_logits`` and ``processed_logits`` report the same logits without ``log_softmax``: numbers of either
+    sign, clamped at the same place.
+
+    What is reported of the prompt is raw in all modes: nothing was sampled there. A token that ends the answer
     both as end of sequence and as stop token counts as end of sequence.
 
     Philox is defined in Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011).

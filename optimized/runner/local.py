@@ -373,7 +373,9 @@ class LocalRunner:
                 [ids] = to_device([torch.tensor(following[start : start + rows])], self._device)
                 first = chunk.start + start
                 logits = self.model.logits(x[first : first + len(ids)])
-                copy = ToHost([logits.amax(-1), *report(logits, ids, num_top)])
+                copy = ToHost(
+                    [logits.amax(-1), *report(logits, ids, num_top, self._config.logprobs_mode.endswith("_logprobs"))]
+                )
                 reports.append(PromptReport(i, num_top, copy))
         return reports
 

@@ -54,13 +54,16 @@ class Reports(NamedTuple):
         )
 
 
-def report(logits: torch.Tensor, token_ids: torch.Tensor, num_top: int, given: Given | None = None) -> Reports:
+def report(
+    logits: torch.Tensor, token_ids: torch.Tensor, num_top: int, normalizes: bool = True, given: Given | None = None
+) -> Reports:
     """On the tokens ``token_ids`` int64 [N] at the rows of ``logits`` [N, V]. Nothing waits for the device.
 
     Args:
         num_top: the most likely tokens to report, where none are given.
+        normalizes: report log-probabilities, not the logits.
     """
-    logprobs = torch.log_softmax(logits, dim=-1)
+    logprobs = torch.log_softmax(logits, dim=-1) if normalizes else logits
     chosen = logprobs.gather(1, token_ids[:, None])  # [N, 1]
     # as bytes they are counted many times faster
     ranks = 1 + (logprobs > chosen).view(torch.uint8).sum(-1, dtype=torch.int32)

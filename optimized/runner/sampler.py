@@ -90,13 +90,14 @@ class Sampler:
         rows: sampling parameters by row.
         edits: masks and penalties by row.
         grammars: masks of rows that follow one.
-        logprobs_mode: ``raw_logprobs`` or ``processed_logprobs``.
+        logprobs_mode: ``raw_`` or ``processed_``, ``logprobs`` or ``logits``.
         library: the CPU kernels.
     """
 
     def __init__(self, rows: Rows, edits: Edits, grammars: RowGrammars, logprobs_mode: str, library: Library) -> None:
         self._rows, self._edits, self._grammars, self._library = rows, edits, grammars, library
-        self._processed = logprobs_mode == "processed_logprobs"
+        self._processed = logprobs_mode.startswith("processed_")
+        self._normalizes = logprobs_mode.endswith("_logprobs")
 
     def sample(self, logits: torch.Tensor, asked: Sequence[Asked]) -> PendingTokens:
         """Sample a token from each row of ``logits`` float32 [N, V], which may be overwritten."""
@@ -119,7 +120,8 @@ class Sampler:
         if counts:
             at = self._ints(list(counts), logits)
             seen = logits.index_select(0, at) if seen is None else seen
-            reports = report(seen, tokens.index_select(0, at), *self._others(asked, counts, logits.device))
+            num_top, given = self._others(asked, counts, logits.device)
+            reports = report(seen, tokens.index_select(0, at), num_top, self._normalizes, given)
         return PendingTokens(tokens, checks, reports, counts)
 
     def _reported(self, asked: Sequence[Asked]) -> dict[int, int]:

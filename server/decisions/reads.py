@@ -80,6 +80,7 @@ def read_job(model: LoadedModel, request: GenerationRequest, reads: Sequence[Rea
     """
     check_priority(model, request)
     admission, group = model.generator.admission, uuid.uuid4().hex
+    admission.require_logprobs(None)
     requests = []
     for read in reads:
         token_ids = [token_id for option in read.options for token_id in option]

@@ -69,6 +69,7 @@ class Job:
         ]
         search = None
         if request.use_beam_search:
+            admission.require_logprobs("use_beam_search")
             penalty = 1.0 if request.length_penalty is None else request.length_penalty
             search = BeamParams(width=sampling.n, length_penalty=penalty)
             if 2 * search.width > model.info.vocab_size:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from tandem.config import ResolvedModel
+from tandem.config import LOGITS_MODES, ResolvedModel
 from tandem.engine import EngineInfo, EngineRequest
 from tandem.errors import ContextLengthError, RequestError
 from tandem.grammar.checker import GrammarChecker
@@ -60,6 +60,7 @@ class Admission:
         self._max_logprobs = info.vocab_size if model.max_logprobs == -1 else model.max_logprobs
         eos = model.eos_token_ids or (() if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,))
         self._eos_token_ids = tuple(token_id for token_id in eos if self._has(token_id))
+        self._reports_logits = model.engine.logprobs_mode in LOGITS_MODES
         self._grammars = GrammarChecker(tokenizer, info.vocab_size)
         self._seeds = random.Random(f"{model.engine.seed}/{salt}" if salt else model.engine.seed)
 
@@ -93,6 +94,14 @@ class Admission:
         """Token ids of a text. Arguments and errors as ``measure``."""
         self.measure(text, fits)
         return self._tokenizer.encode(text, add_special_tokens)
+
+    def require_logprobs(self, param: str | None) -> None:
+        """Raise ``RequestError`` where engines report logits: then there are no log-probabilities to compute with."""
+        if self._reports_logits:
+            message = (
+                f"{param or 'this'} needs log-probabilities, and with this server's --logprobs-mode there are none"
+            )
+            raise RequestError(message, param, "unsupported_parameter")
 
     def terms(self, sampling: SamplingParams, grammar: str = "", param: str = "structured_outputs") -> Terms:
         """Sampling parameters as an engine needs them.

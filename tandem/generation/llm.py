@@ -150,6 +150,7 @@ class LLM:
         width, vocabulary = params.beam_width, self._engine.info.vocab_size
         if not 1 <= width <= min(MAX_CHOICES, vocabulary // 2):
             raise RequestError(f"beam_width must be in [1, {min(MAX_CHOICES, vocabulary // 2)}]", "beam_width")
+        self._admission.require_logprobs("beam_search")
         sampling = SamplingParams(temperature=0, max_tokens=params.max_tokens, ignore_eos=params.ignore_eos)
         terms = self._admission.terms(sampling)
         read = [self._read(prompt)[1] for prompt in _as_list(prompts)]

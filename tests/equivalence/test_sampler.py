@@ -26,7 +26,7 @@ from tests.equivalence.helpers import cpu_kernels, engine_requests, token_ids
 from tests.equivalence.tolerances import TIE
 from tests.reference.families import VOCAB
 
-MODES = ["raw_logprobs", "processed_logprobs"]
+MODES = ["raw_logprobs", "processed_logprobs", "raw_logits", "processed_logits"]
 eighths = st.integers(-40, 40).map(lambda i: i / 8)  # ties everywhere
 row_of_logits = st.one_of(
     st.lists(eighths, min_size=VOCAB, max_size=VOCAB),

@@ -153,3 +153,30 @@ def test_a_foreign_option_is_one_line(model_dir: Path) -> None:
     for options in (("-tp", "2"), ("--headless",), ("--attention-backend", "FLASH_ATTN")):
         status, error = refusal(model_dir, *options)
         assert status == 1 and error.count("\n") == 1 and "has no meaning here" in error
+
+
+@pytest.mark.parametrize("backend", ["reference", "optimized"])
+def test_logits_instead_of_log_probabilities(model_dir: Path, backend: str) -> None:
+    """Their differences are those of the log-probabilities; what adds probabilities up is refused."""
+    asked = {"prompt": "the quick", "max_tokens": 3, "temperature": 0, "logprobs": 3, "prompt_logprobs": 1}
+    found = []
+    for mode in ("raw_logprobs", "raw_logits"):
+        options = ("--backend", backend, "--dtype", "float32", "--logprobs-mode", mode)
+        with ServerProcess(model_dir, *options) as server:
+            found.append(server.post("/v1/completions", asked).json()["choices"][0])
+            if mode == "raw_logits":
+                for path, body in (
+                    ("/v1/completions", {"prompt": "a", "use_beam_search": True, "n": 2}),
+                    ("/v1/systemone", {"state": "x", "questions": {"a": {"type": "score", "criteria": ["b", "c"]}}}),
+                    ("/generative_scoring", {"query": [5], "items": [[6]], "label_token_ids": [5]}),
+                ):
+                    refused = server.post(path, body)
+                    assert refused.status_code == 400 and "--logprobs-mode" in refused.text, path
+    logprobs, logits = found
+    assert logprobs["text"] == logits["text"]
+    for own, others in zip(logprobs["logprobs"]["top_logprobs"], logits["logprobs"]["top_logprobs"], strict=True):
+        assert own.keys() == others.keys()
+        shifts = [others[token] - own[token] for token in own]
+        assert max(shifts) - min(shifts) < 1e-3 and abs(shifts[0]) > 0.1
+    prompts = [next(iter(choice["prompt_logprobs"][1].values()))["logprob"] for choice in found]
+    assert prompts[0] < 0 and abs(prompts[0] - prompts[1]) > 0.1

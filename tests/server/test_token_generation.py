@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.server.likeness import joined
 from tests.server.process import ServerProcess, connect, events, eventually
-from tests.server.test_same_answers import joined
 
 PATH, TEXT = "/inference/v1/generate", "/v1/completions"
 drawn = st.fixed_dictionaries(
