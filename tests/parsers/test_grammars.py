@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -109,12 +109,6 @@ def allowed_by(matcher: llguidance.LLMatcher) -> list[int]:
     return [number for number, value in enumerate(matcher.compute_logit_bias()) if value]
 
 
-def num_allowed_after(matcher: llguidance.LLMatcher, number: int) -> int:
-    further = matcher.deep_copy()
-    assert further.consume_token(number)
-    return 0 if further.is_stopped() else len(allowed_by(further))
-
-
 @BY_NAME
 @settings(phases=[Phase.generate])  # a shorter walk is another one
 @given(st.data())
@@ -125,15 +119,13 @@ def test_what_a_grammar_accepts_is_read(name: str, data: st.DataObject) -> None:
     matcher = llguidance.LLMatcher(vocabulary.tokenizer, grammar)
     random = data.draw(st.randoms(use_true_random=False))
     ids: list[int] = []
-    while not matcher.is_stopped() and len(ids) < 300:
+    while not matcher.is_stopped() and len(ids) < 150:
         allowed = allowed_by(matcher)
         if vocabulary.tokenizer.eos_token in allowed:
             break
         if len(ids) > 40:  # a walk at random finds no end of strings, nor of white space
-            shown = [number for number in allowed if not vocabulary.is_blank(number)] or allowed
-            closing = [number for number in shown if vocabulary.closes(number)]
-            few = random.sample(shown, min(len(shown), 8)) + closing[:8]
-            allowed = [min(few, key=partial(num_allowed_after, matcher))]
+            shown = [number for number in allowed if not vocabulary.is_blank(number)]
+            allowed = [number for number in shown if vocabulary.closes(number)] or shown or allowed
         ids.append(random.choice(allowed))
         assert matcher.consume_token(ids[-1])
     assume(matcher.is_accepting())
