@@ -9,6 +9,7 @@ import msgspec
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
+from server.schemas.batches import BatchRequest
 from server.schemas.chat import ChatRequest
 from server.schemas.completions import CompletionRequest
 from server.schemas.conversations import ConversationRequest, ConversationUpdate, ItemsRequest
@@ -34,6 +35,7 @@ BODIES = (
     ConversationRequest,
     ConversationUpdate,
     ItemsRequest,
+    BatchRequest,
     TokenizeRequest,
     DetokenizeRequest,
     ScoringRequest,
@@ -76,6 +78,19 @@ _ANTHROPIC_ERROR = {
 
 
 _OLLAMA_ERROR = {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
+
+
+_UPLOAD_FORM = {
+    "type": "object",
+    "required": ["file", "purpose"],
+    "properties": {
+        "file": {"type": "string", "format": "binary", "description": "a JSON line a request"},
+        "purpose": {"type": "string", "enum": ["batch"]},
+        "expires_after[anchor]": {"type": "string", "enum": ["created_at"]},
+        "expires_after[seconds]": {"type": "integer", "minimum": 3600, "maximum": 2592000},
+    },
+}
+UPLOAD = {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": _UPLOAD_FORM}}}}
 
 
 def describe(body: type | UnionType, summary: str, error_name: str = "Error") -> dict[str, Any]:

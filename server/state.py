@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Literal
 
 from server.config import ServerConfig
 from server.dialects.vocabulary import Vocabulary
+from server.files.store import FileStore
+from server.files.store import Limits as FileLimits
 from server.intake.capacity import Capacity
 from server.intake.pool import WorkPool
 from server.operations.engine_metrics import EngineView
@@ -27,6 +29,7 @@ from tandem.text.parsers.parser import ReasoningFormat, ToolFormat
 from tandem.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
+    from server.files.batches import Batches
     from server.responses.run import Run
 
 
@@ -89,11 +92,13 @@ class ServerState:
         capacity: how much work may be taken on.
         pool: where long work on texts is done.
         metrics: of this application alone.
+        files: that clients have brought.
         store: responses and conversations that are kept.
+        batches: None until there is an application to answer them.
         runs: responses that are being made, by owner and id.
 
     Raises:
-        ConfigError: the store's file cannot be used.
+        ConfigError: the store's file, or the directory of files, cannot be used.
     """
 
     def __init__(self, config: ServerConfig) -> None:
@@ -109,6 +114,8 @@ class ServerState:
         self.capacity = Capacity(config)
         self.pool = WorkPool()
         self.store = Store(config.response_store)
+        self.files = FileStore(config.files_dir, FileLimits(bytes=config.max_files_bytes))
+        self.batches: Batches | None = None
         self.runs: dict[tuple[str, str], Run] = {}
         self._generations: set[Generation] = set()
         self._resumed = asyncio.Event()
@@ -187,3 +194,4 @@ class ServerState:
         """Let the threads end; idempotent."""
         self.pool.close()
         self.store.close()
+        self.files.close()
