@@ -9,13 +9,13 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO, Literal, ParamSpec, TypeVar
+from typing import Any, BinaryIO, Literal, ParamSpec, TypeVar
 
 import msgspec
 from starlette.types import ASGIApp
 
 from server.errors import ApiError, api_error
-from server.files.batch import Batch, Counts, Problem, requests_of, validate
+from server.files.batch import Batch, Counts, Problem, Usage, requests_of, validate
 from server.files.lines import Answered, ServerEndingError, answer, custom_id_of, failed, read_line
 from server.files.store import PARTIAL, Draft, write_whole
 from server.intake.pool import SHORT_BYTES
@@ -71,7 +71,7 @@ class BatchRun:
         self._turns = turns
         self._drafts: dict[str, Draft] = {}
         self._done: set[str] = set()  # custom ids of lines that an earlier server has answered
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._work: asyncio.Task[None] = asyncio.create_task(self._process())
         self.task = asyncio.create_task(self._run())
 
@@ -176,16 +176,21 @@ class BatchRun:
         return files.path(files.find(self.batch.owner, self.batch.input_file_id)).open("rb")
 
     def _begin(self) -> None:
-        """Go on with the answers that an earlier server has left."""
+        """Have files to write answers to: those that an earlier server has left, if there are any."""
         files, counts = self._state.files, self.batch.counts
-        counts.completed = counts.failed = 0
-        for kind in KINDS:
-            name = f"{self.batch.id}.{kind}"
-            ids = _recover(files.directory / f"{name}{PARTIAL}")
-            self._done.update(ids)
-            setattr(counts, "completed" if kind == "output" else "failed", len(ids))
-            self._drafts[kind] = files.draft(self.batch.owner, name)
-        self.save()
+        with self._lock:
+            if self._drafts or not counts.total:
+                return
+            self.batch.usage = Usage()
+            for kind in KINDS:
+                name = f"{self.batch.id}.{kind}"
+                found = _recover(files.directory / f"{name}{PARTIAL}")
+                self._done.update(custom_id for custom_id, _ in found)
+                for _, usage in found:
+                    self.batch.usage.add(usage)
+                setattr(counts, "completed" if kind == "output" else "failed", len(found))
+                self._drafts[kind] = files.draft(self.batch.owner, name)
+            self.save()
 
     def _next(self, lines: Iterator[tuple[int, bytes]]) -> bytes | None:
         for _, data in lines:
@@ -204,18 +209,18 @@ class BatchRun:
 
     def _expire(self) -> None:
         """Say of each line without an answer that it has none."""
-        if "error" not in self._drafts:
-            return
-        for kind in KINDS:
-            self._done.update(_recover(self._drafts[kind].path))
+        self._begin()
+        for draft in self._drafts.values():
+            self._done.update(custom_id for custom_id, _ in _recover(draft.path))
         with contextlib.suppress(ApiError), self._open_input() as file:  # it may have been deleted
             for _, data in requests_of(file, self._state.config.max_body_bytes):
-                if (custom_id := custom_id_of(data)) not in self._done:
+                if self._drafts and (custom_id := custom_id_of(data)) not in self._done:
                     message = "the completion window was over before this request had an answer"
                     self._keep(failed(custom_id, "batch_expired", message))
 
     def _finish(self, status: Literal["completed", "failed", "expired", "cancelled"]) -> None:
         batch = self.batch
+        self._begin()
         for kind in KINDS:
             draft = self._drafts.pop(kind, None)
             if draft is not None and draft.size:
@@ -241,16 +246,22 @@ class BatchRun:
         return await self._state.pool.run_in_thread(SHORT_BYTES, work, *args, **kwargs)
 
 
-def _recover(path: Path) -> list[str]:
-    """Custom ids of the lines in a file of answers; a last one that is not whole is cut off."""
+def _recover(path: Path) -> list[tuple[str, Any]]:
+    """Custom ids and usages of the lines in a file of answers; a last one that is not whole is cut off."""
     if not path.exists():
         return []
-    ids, end = [], 0
+    found, end = [], 0
     with path.open("rb") as file:
         for data in file:
-            if not data.endswith(b"\n") or (custom_id := custom_id_of(data)) is None:
+            if not data.endswith(b"\n"):
                 break
-            ids.append(custom_id)
+            found.append(_id_and_usage(data))
             end += len(data)
     os.truncate(path, end)
-    return ids
+    return found
+
+
+def _id_and_usage(data: bytes) -> tuple[str, Any]:
+    result = msgspec.json.decode(data)
+    body = result["response"]["body"] if result["response"] else None
+    return result["custom_id"], body.get("usage") if isinstance(body, dict) else None

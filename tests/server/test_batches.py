@@ -271,23 +271,61 @@ def test_the_next_server_goes_on(model_dir: Path, tmp_path: Path) -> None:
     options = ("--served-model-name", MODEL, "--files-dir", str(directory), "--max-batch-lines", "2")
     with ServerProcess(model_dir, *options) as server:
         client = openai_client(server)
-        batch = begin(client, [line(str(i), BASE | {"prompt": "a", "max_tokens": 300}) for i in range(60)])
-        eventually(lambda: client.batches.retrieve(batch.id).request_counts.completed > 3)  # type: ignore[union-attr]
+        batch = begin(client, [line(str(i), BASE | {"prompt": "a", "max_tokens": 150}) for i in range(40)])
+        eventually(lambda: client.batches.retrieve(batch.id).request_counts.completed > 3, 30)  # type: ignore[union-attr]
         assert server.stop() == 0
         assert "stops after" in server.log and "goes on" in server.log
     kept = (directory / f"{batch.id}.output.part").read_bytes()
-    assert kept.endswith(b"\n") and 3 < kept.count(b"\n") < 60
+    assert kept.endswith(b"\n") and 3 < kept.count(b"\n") < 40
     with ServerProcess(model_dir, *options) as server:
         client = openai_client(server)
         done = kept.count(b"\n")
-        eventually(lambda: client.batches.retrieve(batch.id).request_counts.completed > done)  # type: ignore[union-attr]
+        eventually(lambda: client.batches.retrieve(batch.id).request_counts.completed > done, 30)  # type: ignore[union-attr]
         server.kill()
     with ServerProcess(model_dir, *options) as server:
         client = openai_client(server)
         ended = finished(client, batch)
-        assert ended.status == "completed" and ended.request_counts and ended.request_counts.completed == 60
+        assert ended.status == "completed" and ended.request_counts and ended.request_counts.completed == 40
         found = answers(client, ended)
+        assert ended.usage and ended.usage.output_tokens == 40 * 150
         texts = Counter(result["response"]["body"]["choices"][0]["text"] for result in found.values())
-        assert sorted(found, key=int) == [str(i) for i in range(60)] and len(texts) == 1
+        assert sorted(found, key=int) == [str(i) for i in range(40)] and len(texts) == 1
         assert client.files.content(ended.output_file_id or "").content.startswith(kept)
         assert not list(directory.glob("*.part")) and not list(directory.glob("*.new"))
+
+
+# ------------------------------------------------------- ends that are hard to wait for
+
+
+def test_what_the_day_does_not_suffice_for_is_said(model_dir: Path, tmp_path: Path) -> None:
+    """The next server finds the batch a day old: what was answered stays, each other line has an error."""
+    directory = tmp_path / "files"
+    options = ("--served-model-name", MODEL, "--files-dir", str(directory), "--max-batch-lines", "1")
+    with ServerProcess(model_dir, *options) as server:
+        client = openai_client(server)
+        batch = begin(client, [line(str(i), BASE | {"prompt": "a", "max_tokens": 300}) for i in range(20)])
+        eventually(lambda: client.batches.retrieve(batch.id).request_counts.completed > 1, 30)  # type: ignore[union-attr]
+        server.kill()
+    path = directory / f"{batch.id}.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"expires_at": 1}))
+    with ServerProcess(model_dir, *options) as server:
+        client = openai_client(server)
+        ended = finished(client, batch)
+        assert ended.status == "expired" and ended.expired_at
+        found = answers(client, ended)
+        assert sorted(found, key=int) == [str(i) for i in range(20)]
+        codes = [result["error"]["code"] for result in found.values() if result["error"]]
+        assert set(codes) == {"batch_expired"} and 0 < len(codes) < 19
+        assert ended.request_counts and ended.request_counts.failed == len(codes)
+
+
+def test_a_full_disk_fails_the_batch_and_keeps_its_answers(model_dir: Path) -> None:
+    with ServerProcess(model_dir, "--served-model-name", MODEL, "--max-files-bytes", "8000") as server:
+        client = openai_client(server)
+        batch = finished(client, begin(client, [line(str(i), BASE | {"prompt": "a"}) for i in range(40)]))
+        assert batch.status == "failed" and batch.errors and batch.errors.data
+        assert [error.code for error in batch.errors.data] == ["file_storage_full"]
+        assert batch.request_counts
+        assert 0 < len(answers(client, batch)) == batch.request_counts.completed < 40
+        with pytest.raises(openai.APIStatusError, match="delete some"):
+            client.files.create(file=b"x" * 8000, purpose="batch")
