@@ -235,6 +235,8 @@ PROBES: dict[str, Callable[[Api], Finding]] = {
             "/messages/count_tokens", {"model": api.model, "messages": [{"role": "user", "content": "a"}]}
         )
     ),
+    "files": lambda api: _route(api.client.get("/files?limit=1")),
+    "batches": lambda api: _route(api.client.get("/batches?limit=1")),
     "tokenize": lambda api: _route(api.client.post("root:/tokenize", _body(api, "root:/tokenize"))),
     "detokenize": lambda api: _route(api.client.post("root:/detokenize", _body(api, "root:/detokenize"))),
     "metrics": lambda api: _route(api.client.get("root:/metrics")),
@@ -253,6 +255,7 @@ REQUIRES: dict[str, tuple[str, ...]] = {
     "response_tools": ("responses",),
     "message_tools": ("messages",),
     "count_tokens": ("messages",),
+    "batches": ("files", "chat"),
     "detokenize": ("tokenize",),
 }
 

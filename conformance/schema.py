@@ -56,6 +56,9 @@ NULLABLE: dict[str, dict[str, set[str]]] = {
     },
     "embeddings": {},
     "model": {},
+    "file": {"FileObject": {"expires_at", "status_details"}},
+    # OpenAI's own batches have null in every optional field
+    "batch": {"Batch": {"*"}, "BatchError": {"*"}},
     # OpenAI's own answers have null in every optional field of the response itself
     "response": {"Response": {"*"}, "ResponseReasoningItem": {"encrypted_content"}, "Reasoning": {"*"}},
     "response event": {
@@ -91,6 +94,8 @@ _MODELS: dict[str, Any] = {
     "completion chunk": openai_types.Completion,
     "embeddings": openai_types.CreateEmbeddingResponse,
     "model": openai_types.Model,
+    "file": openai_types.FileObject,
+    "batch": openai_types.Batch,
     "response": responses_types.Response,
     "response event": responses_types.ResponseStreamEvent,
     "message": anthropic_types.Message,

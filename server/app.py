@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
+from server.files.batches import Batches
 from server.http.failures import install_handlers
 from server.middleware.custom import load_middleware
 from server.middleware.gate import Gate
@@ -12,11 +13,13 @@ from server.middleware.observe import Observe
 from server.middleware.request_id import REQUEST_ID, RequestId
 from server.openapi import install_openapi
 from server.routes import (
+    batches,
     chat,
     completions,
     control,
     conversations,
     decisions,
+    files,
     invocations,
     messages,
     models,
@@ -35,6 +38,8 @@ ROUTERS = (
     completions.router,
     responses.router,
     conversations.router,
+    files.router,
+    batches.router,
     messages.router,
     decisions.router,
     token_generation.router,
@@ -63,6 +68,7 @@ def create_app(state: ServerState) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.tandem = state
+    state.batches = Batches(state, app)
     for router in ROUTERS:
         app.include_router(router)
     if config.enable_dev_mode:

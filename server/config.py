@@ -35,6 +35,9 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
             ``auto`` or None for what its chat template gives away.
         enable_auto_tool_choice: insists on a ``tool_call_parser``; tools may be called wherever the format is known.
         response_store: file that keeps responses and conversations; None keeps them in memory.
+        files_dir: directory that keeps files and batches; None keeps them while the server lives.
+        max_files_bytes: of all files together.
+        max_batch_lines: lines of batches that are answered at once.
         response_role: role of generated messages.
         enable_dev_mode: there are routes that pause the server, let the engine sleep, and tell its configuration.
         enable_tokenizer_info_endpoint: answer ``/tokenizer_info``.
@@ -79,6 +82,9 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     reasoning_parser: str = "auto"
     enable_auto_tool_choice: bool = False
     response_store: str | None = None
+    files_dir: str | None = None
+    max_files_bytes: int = 4 * 2**30
+    max_batch_lines: int = 32
     response_role: str = "assistant"
     enable_ollama_api: bool = False
     ssl_keyfile: str | None = None
@@ -144,6 +150,9 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
         for option in ("max_queued_requests", "max_queued_tokens"):
             if (value := getattr(self, option)) < 0:
                 raise ConfigError(_OPTIONS[option], f"must be at least 0, got {value}")
+        for option in ("max_files_bytes", "max_batch_lines"):
+            if (value := getattr(self, option)) < 1:
+                raise ConfigError(f"--{option.replace('_', '-')}", f"must be at least 1, got {value}")
         if self.http_timeout <= 0:
             raise ConfigError("--http-timeout", f"must be more than 0 seconds, got {self.http_timeout}")
         for key in self.api_keys:

@@ -14,6 +14,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from server.schemas.answers import ANSWERS, METRICS, STREAMED, Schema
+from server.schemas.batches import BatchRequest
 from server.schemas.chat import ChatRequest
 from server.schemas.completions import CompletionRequest
 from server.schemas.conversations import ConversationRequest, ConversationUpdate, ItemsRequest
@@ -39,6 +40,7 @@ BODIES = (
     ConversationRequest,
     ConversationUpdate,
     ItemsRequest,
+    BatchRequest,
     TokenizeRequest,
     DetokenizeRequest,
     ScoringRequest,
@@ -100,6 +102,19 @@ _BODY_REFUSALS = {
     "413": "The body is larger than the server takes.",
     "415": "The body is no JSON, by its content type, or is compressed.",
 }
+
+
+_UPLOAD_FORM = {
+    "type": "object",
+    "required": ["file", "purpose"],
+    "properties": {
+        "file": {"type": "string", "format": "binary", "description": "a JSON line a request"},
+        "purpose": {"type": "string", "enum": ["batch"]},
+        "expires_after[anchor]": {"type": "string", "enum": ["created_at"]},
+        "expires_after[seconds]": {"type": "integer", "minimum": 3600, "maximum": 2592000},
+    },
+}
+UPLOAD = {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": _UPLOAD_FORM}}}}
 
 
 def describe(body: type | UnionType, summary: str) -> dict[str, Any]:

@@ -123,6 +123,8 @@ class _Server:
                 await asyncio.gather(engine, draining, return_exceptions=True)
                 if self._metrics_server is not None:
                     self._metrics_server.close()
+                if self._state.batches is not None:
+                    await self._state.batches.close()
                 if self._state.client is not None:
                     await self._state.client.close()
                 if self._supervisor is not None:
@@ -132,6 +134,8 @@ class _Server:
     async def _listen(self, engine: asyncio.Task[None]) -> None:
         """Answer requests until asked to stop, or until the model turns out to be unusable."""
         self._web = await asyncio.to_thread(_create_web, self._config, self._state)
+        assert self._state.batches is not None
+        self._state.batches.resume()
         if engine.done():
             engine.result()
         await self._serve_metrics()

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Literal
 
 from server.config import ServerConfig
 from server.dialects.vocabulary import Vocabulary
+from server.files.store import FileStore
+from server.files.store import Limits as FileLimits
 from server.intake.capacity import Capacity
 from server.intake.pool import WorkPool
 from server.operations.engine_metrics import EngineView
@@ -28,6 +30,7 @@ from tandem.text.parsers.parser import ReasoningFormat, ToolFormat
 from tandem.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
+    from server.files.batches import Batches
     from server.responses.run import Run
 
 
@@ -91,11 +94,13 @@ class ServerState:
         pool: where long work on texts is done.
         metrics: of this application alone.
         tracer: of generations, if they are traced.
+        files: that clients have brought.
         store: responses and conversations that are kept.
+        batches: None until there is an application to answer them.
         runs: responses that are being made, by owner and id.
 
     Raises:
-        ConfigError: the store's file cannot be used, or there is no way to trace.
+        ConfigError: the store's file or the directory of files cannot be used, or there is no way to trace.
     """
 
     def __init__(self, config: ServerConfig) -> None:
@@ -112,6 +117,8 @@ class ServerState:
         self.tracer = Tracer(config.otlp_traces_endpoint) if config.otlp_traces_endpoint else None
         self.pool = WorkPool()
         self.store = Store(config.response_store)
+        self.files = FileStore(config.files_dir, FileLimits(bytes=config.max_files_bytes))
+        self.batches: Batches | None = None
         self.runs: dict[tuple[str, str], Run] = {}
         self._generations: set[Generation] = set()
         self._resumed = asyncio.Event()
@@ -192,3 +199,4 @@ class ServerState:
         self.store.close()
         if self.tracer is not None:
             self.tracer.close()
+        self.files.close()

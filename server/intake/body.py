@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from urllib.parse import quote
 
 from starlette.requests import ClientDisconnect, Request
@@ -36,18 +36,32 @@ async def read_body(request: Request, reservation: Reservation) -> bytearray:
         ClientGoneError: the client went away in the middle.
     """
     _check_headers(request)
-    config = state_of(request).config
-    length = request.headers.get("content-length", "0")
-    _check_size(int(length) if length.isdigit() else 0, config.max_body_bytes)
-    body, patience = bytearray(), asyncio.get_running_loop().time() + config.http_timeout
+    limit, body = state_of(request).config.max_body_bytes, bytearray()
+    check_size(request, limit)
+
+    async def take(part: bytes) -> None:
+        body.extend(part)
+        _check_size(len(body), limit)
+        reservation.hold_body(len(body))
+
+    await receive_body(request, take)
+    return body
+
+
+async def receive_body(request: Request, take: Callable[[bytes], Awaitable[None]]) -> None:
+    """Hand over a body piece by piece, in the time that its client has.
+
+    Raises:
+        ApiError: 408, or what ``take`` raises.
+        ClientGoneError: the client went away in the middle.
+    """
+    patience, num_bytes = asyncio.get_running_loop().time() + state_of(request).config.http_timeout, 0
     try:
         async with asyncio.timeout_at(patience) as deadline:
             async for part in request.stream():
-                body += part
-                _check_size(len(body), config.max_body_bytes)
-                reservation.hold_body(len(body))
-                deadline.reschedule(patience + len(body) / SLOWEST_BYTES_PER_SECOND)
-        return body
+                num_bytes += len(part)
+                await take(part)
+                deadline.reschedule(patience + num_bytes / SLOWEST_BYTES_PER_SECOND)
     except TimeoutError as error:
         headers = {"connection": "close"}
         raise ApiError(408, "the body took too long to arrive", "request_timeout", headers=headers) from error
@@ -82,10 +96,21 @@ def _check_headers(request: Request) -> None:
     if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
         message = f"the content type must be application/json, not {kind[:128] or 'missing'}"
         raise ApiError(415, message, "unsupported_media_type")
+    check_encoding(request)
+
+
+def check_encoding(request: Request) -> None:
+    """Raise ``ApiError`` 415 for a compressed body."""
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding != "identity":
         message = f"the body must not be compressed, but content-encoding is {encoding[:128]}"
         raise ApiError(415, message, "unsupported_media_type", headers={"accept-encoding": "identity"})
+
+
+def check_size(request: Request, limit: int) -> None:
+    """Raise ``ApiError`` 413 for a body whose head says that it is larger."""
+    length = request.headers.get("content-length", "0")
+    _check_size(int(length) if length.isdigit() else 0, limit)
 
 
 def _check_size(size: int, limit: int) -> None:

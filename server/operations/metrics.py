@@ -74,6 +74,10 @@ class Metrics:
             "tandem:requests_rejected", "HTTP requests answered with 429 or 503, by the error's code",
             ("status", "reason"), [(str(status), code) for status, code in REJECTIONS],
         )  # fmt: skip
+        self.batch_requests = self._series(
+            "tandem:batch_requests", "Requests of batches that have been answered",
+            ("outcome",), [("completed",), ("failed",)],
+        )  # fmt: skip
         self.first_token = self._histogram(
             "time_to_first_token_seconds", "Arrival to first token", FIRST_TOKEN_SECONDS
         )

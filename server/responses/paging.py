@@ -21,12 +21,16 @@ class Paging:
     after: str | None
 
     @classmethod
-    def of(cls, query: Mapping[str, str]) -> Paging:
-        """Raise ``RequestError`` for a value that the API does not have."""
+    def of(cls, query: Mapping[str, str], default: int = 20, most: int = 100) -> Paging:
+        """Raise ``RequestError`` for a value that the API does not have.
+
+        Args:
+            default, most: of ``limit``.
+        """
         order = query.get("order", "desc")
         if order not in ("asc", "desc"):
             raise RequestError(f"order must be asc or desc, got {order[:64]!r}", "order")
-        return cls(number(query, "limit", 20, 1, 100), order == "desc", query.get("after"))
+        return cls(number(query, "limit", default, 1, most), order == "desc", query.get("after"))
 
 
 def number(query: Mapping[str, str], name: str, default: int, least: int, most: int) -> int:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
-from msgspec.structs import replace
+import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -20,11 +20,12 @@ from server.intake.body import ignored_headers, read_body, served_model, state_o
 from server.intake.capacity import Reservation
 from server.intake.job import Job
 from server.intake.pool import SHORT_BYTES
-from server.middleware.gate import OWNER
+from server.middleware.gate import BATCH, OWNER
 from server.operations.logs import log_request
 from server.operations.recorders import Recorders
 from server.schemas.parse import BodyParser, Checked
 from server.state import LoadedModel, ServerState
+from tandem.engine import EngineRequest
 from tandem.errors import RequestError
 from tandem.generation.generation import Generation
 
@@ -59,6 +60,7 @@ class Arrival:
     Attributes:
         owner: whose key it came with; empty where none is needed.
         trace: headers that say to which trace it belongs, if it does.
+        is_batch: it is a line of a batch.
     """
 
     state: ServerState
@@ -69,6 +71,7 @@ class Arrival:
     owner: str
     trace: dict[str, str]
     body: bytearray
+    is_batch: bool = False
 
 
 async def arrive(http: Request, answer: Callable[[Arrival], Coroutine[Any, Any, Response]]) -> Response:
@@ -81,7 +84,8 @@ async def arrive(http: Request, answer: Callable[[Arrival], Coroutine[Any, Any, 
         body = await read_body(http, reservation)
         owner = http.scope.get(OWNER, "")
         trace = {name: http.headers[name] for name in TRACE_HEADERS if name in http.headers}
-        arrival = Arrival(state, model, reservation, arrival_time, http.url.path, owner, trace, body)
+        is_batch = BATCH in http.scope
+        arrival = Arrival(state, model, reservation, arrival_time, http.url.path, owner, trace, body, is_batch)
         return await unless_gone(http.receive, answer(arrival))
     except BaseException:
         reservation.release()
@@ -170,14 +174,22 @@ class Family(Generic[R]):
             reservation.hold(tokens=sum(len(prompt.token_ids) for prompt in job.prompts), body_bytes=0)
         arrival.body.clear()
         recorders = Recorders(state, job, common, arrival.trace, arrival.time)
-        requests = job.requests
+        requests = [after_clients(request) for request in job.requests] if arrival.is_batch else job.requests
         if state.config.salt_prefix_cache_by_key:
-            requests = [replace(request, cache_salt=f"{arrival.owner}{request.cache_salt}") for request in requests]
+            requests = [
+                msgspec.structs.replace(request, cache_salt=f"{arrival.owner}{request.cache_salt}")
+                for request in requests
+            ]
         generation = arrival.model.generator.start(requests, recorders.observe, job.reading, job.search)
         recorders.begin(generation)
         generation.add_done_callback(lambda _: reservation.release())
         state.track(generation)
         return generation
+
+
+def after_clients(request: EngineRequest) -> EngineRequest:
+    """A batch's request: where the engine looks at priorities, it runs after all others, in the batch's own order."""
+    return msgspec.structs.replace(request, priority=2**62 + request.priority // 2)
 
 
 @contextmanager

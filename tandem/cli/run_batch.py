@@ -21,7 +21,8 @@ LISTENING = {
     "ssl_ca_certs": "--ssl-ca-certs", "metrics_port": "--metrics-port", "allowed_origins": "--allowed-origins",
     "allowed_methods": "--allowed-methods", "allowed_headers": "--allowed-headers",
     "allow_credentials": "--allow-credentials", "http_timeout": "--http-timeout",
-    "shutdown_timeout": "--shutdown-timeout",
+    "shutdown_timeout": "--shutdown-timeout", "files_dir": "--files-dir", "max_files_bytes": "--max-files-bytes",
+    "max_batch_lines": "--max-batch-lines",
 }  # fmt: skip
 
 
@@ -57,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError("--input-file", f"there is no file {source}")
     if target.exists() and target.samefile(source):
         raise ConfigError("--output-file", "is the input file")
-    from server.batch import run_batch
+    from server.files.offline import run_batch
     from server.operations.logs import configure_logging
 
     configure_logging(config)

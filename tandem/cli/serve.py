@@ -228,6 +228,15 @@ def _add_server_options(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="where responses and conversations are kept; they survive restarts (default: in memory)",
     )
+    add("--files-dir", metavar="DIR", help="where files and batches are kept over restarts (default: until the end)")
+    add("--max-files-bytes", type=count, default=default.max_files_bytes, metavar="N", help="(default: %(default)s)")
+    add(
+        "--max-batch-lines",
+        type=count,
+        default=default.max_batch_lines,
+        metavar="N",
+        help="lines of batches that are answered at once (default: %(default)s)",
+    )
     add("--response-role", default="assistant", metavar="ROLE", help="(default: assistant)")
     add("--enable-ollama-api", action=ON_OR_OFF, default=False, help="answer below /api as Ollama does")
     add("--ssl-keyfile", metavar="FILE")

@@ -38,6 +38,7 @@ COUNTERS = (
 )  # fmt: skip
 OURS = (
     "reasoning_tokens_total", "tool_calls_total", "tool_calls_not_parsed_total", "requests_rejected_total",
+    "batch_requests_total",
     "failed_steps_total", "engine_restarts_total", "request_preemptions_count",
 )  # fmt: skip
 DASHBOARD = Path(__file__).parents[2] / "docs" / "grafana.json"
