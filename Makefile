@@ -6,13 +6,17 @@ ARGS ?=
 BROWSERS := chromium chromium-browser google-chrome google-chrome-stable
 CLIENTS := python python_openai2
 
-.PHONY: serve test lint browser clients bench gpu-check demo-model score-demo-model clean
+.PHONY: serve test test-slow lint browser clients bench gpu-check demo-model score-demo-model clean
 
 serve: $(VENV)/installed
 	$(BIN)/tandem serve $(ARGS)
 
 test: lint browser
 	$(BIN)/pytest $(ARGS)
+
+# What takes too long for every run.
+test-slow: $(VENV)/installed-dev
+	$(BIN)/pytest -m slow $(ARGS)
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
