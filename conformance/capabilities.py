@@ -86,9 +86,7 @@ class Capabilities:
 
 
 def _route(answer: Exchange) -> Finding:
-    """Of a route of its own: any answer but "there is no such thing" is one to be checked."""
-    if answer.error:
-        return Finding(NOT_OFFERED, answer.error)
+    """Of a route of its own: anything but "there is no such thing" is to be checked, no answer too."""
     if answer.status in ABSENT:
         return Finding(NOT_OFFERED, f"{answer.method} {answer.url} answers {answer.status}")
     if 400 <= answer.status < 500 and "not support" in answer.text.lower():
@@ -98,8 +96,6 @@ def _route(answer: Exchange) -> Finding:
 
 def _feature(answer: Exchange, shows: Callable[[Any], bool], what: str) -> Finding:
     """Of a parameter: refused or without effect means not offered."""
-    if answer.error:
-        return Finding(NOT_OFFERED, answer.error)
     if 400 <= answer.status < 500 or answer.status == 501:
         return Finding(NOT_OFFERED, f"refused with {answer.status}: {_message(answer)}")
     if answer.status == 200:
@@ -138,8 +134,8 @@ def _streaming(api: Api) -> Finding:
 
 
 def _feature_stream(answer: Exchange) -> Finding:
-    if answer.error or 400 <= answer.status < 500:
-        return Finding(NOT_OFFERED, answer.error or f"refused with {answer.status}: {_message(answer)}")
+    if 400 <= answer.status < 500:
+        return Finding(NOT_OFFERED, f"refused with {answer.status}: {_message(answer)}")
     return OFFERED
 
 
@@ -218,6 +214,9 @@ PROBES: dict[str, Callable[[Api], Finding]] = {
     "completions": lambda api: _route(api.complete()),
     "text_logprobs": _text_logprobs,
     "embeddings": lambda api: _route(api.client.post("/embeddings", {"model": api.model, "input": "hello"})),
+    "decisions": lambda api: _route(
+        api.decide([{"type": "predicate", "instructions": "The text is about the weather."}])
+    ),
     "responses": lambda api: _route(api.respond()),
     "response_tools": lambda api: _feature(
         api.respond(tools=[flat(WEATHER)], tool_choice="required", max_output_tokens=TOOL_TOKENS),

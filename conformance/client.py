@@ -19,6 +19,7 @@ from .requirement import Violation, not_offered
 
 MASK = "$API_KEY"
 SHOWN = 2000  # characters of a body in a report
+SETTLING = 2  # timeouts to wait for a server that did not answer
 OMIT: Any = object()  # as a field's value: leave the field out
 Json = dict[str, Any]
 E = TypeVar("E", bound="Exchange")
@@ -79,11 +80,18 @@ class Exchange:
         return self
 
     def refused(self, *statuses: int) -> Json:
-        """The error object of a refusal with one of ``statuses`` (any 4xx if none is given)."""
+        """The error of a refusal with one of ``statuses`` (any 4xx if none is given); empty in another shape."""
         self.demand_answer()
         expected = " or ".join(map(str, statuses)) or "4xx"
         if not (self.status in statuses if statuses else 400 <= self.status < 500):
             raise Violation(f"expected status {expected}, got {self.status}: {self.text[:300]}")
+        try:
+            return self.error_object()
+        except Violation:
+            return {}
+
+    def error_object(self) -> Json:
+        """What an answer has under ``error``."""
         body = self.json()
         if not isinstance(body, dict) or not isinstance(body.get("error"), dict):
             raise Violation(f'expected {{"error": {{…}}}}, got {self.text[:300]}')
@@ -195,7 +203,9 @@ class Client:
         self.key = key
         self.timeout = timeout
         self.exchanges: list[Exchange] = []  # of the check that runs
-        limits = httpx.Limits(max_connections=None)
+        self.unanswered = False  # the server may still be busy with a request that was given up
+        # a connection that a server closes after a failure must not fail the next request
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
         self._http = httpx.Client(timeout=timeout, limits=limits, follow_redirects=False, verify=_certificates())
 
     def close(self) -> None:
@@ -290,6 +300,7 @@ class Client:
                 response.close()
         except httpx.HTTPError as error:
             exchange.error = f"{type(error).__name__}: {error}"
+            self.unanswered = True
         exchange.seconds = time.monotonic() - began
         return exchange
 
@@ -325,6 +336,14 @@ class Api:
         """A prompt to go on with, and ``fields``."""
         return _with({"model": self.model, "prompt": prompt, "max_tokens": 8, "temperature": 0}, fields)
 
+    def settle(self) -> None:
+        """After a request without an answer: wait until it answers again; only one check fails."""
+        until = time.monotonic() + SETTLING * self.client.timeout
+        while self.client.unanswered and time.monotonic() < until:
+            self.client.unanswered = False
+            if self.chat(**{self.limit: 1}).error:
+                time.sleep(0.1)  # a refused connection is no wait
+
     def complete(self, prompt: Any = "Hello, my", **fields: Any) -> Exchange:
         """Asks for a whole completion."""
         return self.client.post("/completions", self.text_body(prompt, **fields))
@@ -335,7 +354,8 @@ class Api:
 
     def respond_body(self, input: Any = "Say hello.", **fields: Any) -> Json:
         """The body of a request to /responses."""
-        return _with({"model": self.model, "input": input, "max_output_tokens": 16, "temperature": 0}, fields)
+        body = {"model": self.model, "input": input, "max_output_tokens": 16, "temperature": 0, "stream": False}
+        return _with(body, fields)
 
     def respond(self, input: Any = "Say hello.", **fields: Any) -> Exchange:
         """Asks for a whole response."""
@@ -344,6 +364,11 @@ class Api:
     def respond_stream(self, input: Any = "Say hello.", **fields: Any) -> Stream:
         """Asks for a response as a stream."""
         return self.client.stream("/responses", self.respond_body(input, **fields))
+
+    def decide(self, questions: Any, /, **fields: Any) -> Exchange:
+        """Asks for probabilities of answers to questions about an input."""
+        body = {"model": self.model, "input": "It rained all day in Paris.", "questions": questions}
+        return self.client.post("/decisions", _with(body, fields))
 
     def message_body(self, content: Any = "Say hello.", **fields: Any) -> Json:
         """The body of a request to Anthropic's /messages."""

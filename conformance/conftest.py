@@ -40,6 +40,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "requirement(level, text, place): what a check demands",
         "group(name, needs): its row in the report",
         "needs(*names): capabilities that it needs",
+        "heavy: may leave a server busy, and comes last",
     ):
         config.addinivalue_line("markers", line)
     if config.option.help or config.option.collectonly:
@@ -81,6 +82,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Note all checks. Where nothing is expected, that takes no check."""
     if not config.option.expect:
         items[:] = [item for item in items if "expected" not in getattr(item, "fixturenames", ())]
+    items.sort(key=lambda item: item.get_closest_marker("heavy") is not None)
     checks = config.stash.get(_CHECKS, None)
     if checks is None:
         return
@@ -102,6 +104,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         names += marker.args
     for name in names:
         capabilities.demand(name)
+    capabilities.api.settle()
     item.config.stash[_CLIENT].exchanges.clear()
 
 

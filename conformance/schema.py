@@ -32,6 +32,12 @@ _CHAT_LOGPROBS = {
     "ChatCompletionTokenLogprob": {"bytes"},
     "TopLogprob": {"bytes"},
 }
+_ITEMS = {
+    "ResponseOutputMessage": {"phase"},
+    "ResponseFunctionToolCall": {"caller"},
+    "ResponseReasoningItem": {"encrypted_content"},
+    "Reasoning": {"*"},
+}
 NULLABLE: dict[str, dict[str, set[str]]] = {
     "chat": {
         "ChatCompletion": {"service_tier"},
@@ -59,12 +65,12 @@ NULLABLE: dict[str, dict[str, set[str]]] = {
     "file": {"FileObject": {"expires_at", "status_details"}},
     # OpenAI's own batches have null in every optional field
     "batch": {"Batch": {"*"}, "BatchError": {"*"}},
+    "decision": {"*": {"name"}},
     # OpenAI's own answers have null in every optional field of the response itself
-    "response": {"Response": {"*"}, "ResponseReasoningItem": {"encrypted_content"}, "Reasoning": {"*"}},
+    "response": {"Response": {"*"}, **_ITEMS},
     "response event": {
         "Response": {"*"},
-        "ResponseReasoningItem": {"encrypted_content"},
-        "Reasoning": {"*"},
+        **_ITEMS,
         "ResponseErrorEvent": {"code", "param"},
     },
     # Anthropic's schema writes nearly every optional field as null
@@ -96,6 +102,7 @@ _MODELS: dict[str, Any] = {
     "model": openai_types.Model,
     "file": openai_types.FileObject,
     "batch": openai_types.Batch,
+    "decision": openai_types.Decision,
     "response": responses_types.Response,
     "response event": responses_types.ResponseStreamEvent,
     "message": anthropic_types.Message,

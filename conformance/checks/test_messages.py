@@ -47,8 +47,8 @@ def payloads(found: Stream) -> list[Json]:
 
 def refused(found: Exchange, *statuses: int) -> Json:
     """An error in Anthropic's shape."""
-    error = found.refused(*statuses)
-    body = found.json()
+    found.refused(*statuses)
+    error, body = found.error_object(), found.json()
     assert body.get("type") == "error", f"expected type: error beside the error, got {body.get('type')!r}"
     assert isinstance(error.get("type"), str) and isinstance(error.get("message"), str), f"expected both, got {error}"
     return error
@@ -118,7 +118,13 @@ def test_turns(api: Api) -> None:
 @pytest.mark.parametrize("name", ["max_tokens", "messages"])
 def test_required(api: Api, name: str) -> None:
     """Unlike OpenAI's."""
-    error = refused(api.message(**{name: OMIT}), 400)
+    api.message(**{name: OMIT}).refused(400)
+
+
+@must("an error is Anthropic's: type error, and error with type and message", ERRORS)
+def test_error_object(api: Api) -> None:
+    """The type of a bad request is invalid_request_error."""
+    error = refused(api.message(max_tokens=OMIT), 400)
     assert error["type"] == "invalid_request_error", f"expected invalid_request_error, got {error['type']!r}"
 
 
@@ -135,11 +141,11 @@ BAD_FIELDS: list[tuple[str, Any]] = [
 ]
 
 
-@must("bad fields are refused with 400 and Anthropic's error", ERRORS)
+@must("bad fields are refused with 400", ERRORS)
 @pytest.mark.parametrize(("name", "value"), BAD_FIELDS, ids=str)
 def test_bad_field(api: Api, name: str, value: Any) -> None:
-    """In its shape."""
-    refused(api.message(**{name: value}), 400)
+    """Its shape is another check's business."""
+    api.message(**{name: value}).refused(400)
 
 
 @should("the refusal of a bad field names it in its message", ERRORS)
@@ -266,11 +272,11 @@ def test_count(api: Api) -> None:
 @should("an unknown model gets 404 and not_found_error", ERRORS)
 def test_unknown_model(api: Api) -> None:
     """In Anthropic's shape."""
-    error = refused(api.message(model="no-such-model"), 404)
-    assert error["type"] == "not_found_error", f"expected not_found_error, got {error['type']!r}"
+    error = api.message(model="no-such-model").refused(404)
+    assert error.get("type") == "not_found_error", f"expected not_found_error, got {error.get('type')!r}"
 
 
-@must("a body that is no JSON gets 400 and Anthropic's error", ERRORS)
+@must("a body that is no JSON gets 400", ERRORS)
 def test_bad_json(api: Api) -> None:
-    """Not OpenAI's shape on this route."""
-    refused(api.client.post("/messages", b'{"model": '), 400)
+    """As in chat."""
+    api.client.post("/messages", b'{"model": ').refused(400)

@@ -7,8 +7,8 @@ from urllib.parse import quote
 import pytest
 
 from ..capabilities import Capabilities
-from ..client import Api
-from ..requirement import group, must, should
+from ..client import Api, Json
+from ..requirement import group, must, not_offered, should
 from ..schema import validate
 
 pytestmark = group("models", "models")
@@ -48,10 +48,16 @@ def test_unique(api: Api) -> None:
     assert len(names) == len(set(names)), f"expected unique ids, got {names}"
 
 
+def listed(api: Api) -> list[Json]:
+    """The entries; that there is one is another check's business."""
+    entries: list[Json] = api.client.get("/models").ok()["data"]
+    return entries or not_offered("it lists no model")
+
+
 @must("a model of the list can be retrieved, and is the same", RETRIEVE)
 def test_retrieve(api: Api) -> None:
     """The id may hold a slash, as hub ids do: it is part of the path."""
-    entry = api.client.get("/models").ok()["data"][0]
+    entry = listed(api)[0]
     found = api.client.get("/models/" + quote(entry["id"], safe="/")).ok()
     validate("model", found)
     same = {key: found.get(key) for key in ("id", "object", "owned_by")}
@@ -61,18 +67,17 @@ def test_retrieve(api: Api) -> None:
 @should("an id with a slash can also be retrieved percent-encoded, as the official clients send it", RETRIEVE)
 def test_retrieve_encoded(api: Api) -> None:
     """openai-python encodes path parameters."""
-    names = [entry["id"] for entry in api.client.get("/models").ok()["data"]]
+    names = [entry["id"] for entry in listed(api)]
     name = next((name for name in names if "/" in name), names[0])
     found = api.client.get("/models/" + quote(name, safe="")).ok()
     assert found.get("id") == name, f"expected id {name!r}, got {found.get('id')!r}"
 
 
-@must("an unknown model gets 404 and an error object", "guides/error-codes/api-errors")
+@must("an unknown model gets 404", "guides/error-codes/api-errors")
 @pytest.mark.parametrize("name", ["no-such-model", "no/such-model", "no%20such%20model"])
 def test_unknown(api: Api, name: str) -> None:
-    """With a slash in it too: neither a page of HTML nor a list."""
-    error = api.client.get("/models/" + name).refused(404)
-    assert isinstance(error.get("message"), str) and error["message"], "expected a message"
+    """With a slash in it too: not the list, nor another model."""
+    api.client.get("/models/" + name).refused(404)
 
 
 @should("every listed name, an alias too, answers", LIST)

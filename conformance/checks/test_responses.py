@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ..capabilities import TOOL_TOKENS, WEATHER, flat
-from ..client import Api, Exchange, Json, Stream
+from ..client import OMIT, Api, Exchange, Json, Stream
 from ..requirement import group, must, needs, not_able, not_offered, should
 from ..schema import is_valid, validate
 
@@ -51,6 +51,13 @@ def test_minimal(api: Api) -> None:
     validate("response", body)
     assert body["object"] == "response", f"expected object: response, got {body['object']!r}"
     assert body["status"] in ("completed", "incomplete"), f"expected an end, got status {body['status']!r}"
+
+
+@must("an answer is streamed only when that is asked for", CREATE + "#responses-create-stream")
+@pytest.mark.parametrize("stream", [OMIT, None], ids=["missing", "null"])
+def test_whole_unless_asked(api: Api, stream: Any) -> None:
+    """stream is false unless given; all other checks give it."""
+    response(api.respond(stream=stream))
 
 
 @must("output holds a message of the assistant with output_text", OBJECT + "#responses-object-output")
@@ -341,10 +348,19 @@ BAD_FIELDS: list[tuple[str, Any]] = [
 ]
 
 
-@must("bad fields are refused with a 4xx", CREATE)
+@must("no wrong value of a field makes the server fail", CREATE)
+@pytest.mark.parametrize(("name", "value"), BAD_FIELDS, ids=str)
+def test_never_fails(api: Api, name: str, value: Any) -> None:
+    """As in chat."""
+    found = api.respond(**{name: value})
+    found.demand_answer()
+    assert found.status < 500, f"expected an answer below 500, got {found.status}: {found.text[:300]}"
+
+
+@should("bad fields are refused with a 4xx", CREATE)
 @pytest.mark.parametrize(("name", "value"), BAD_FIELDS, ids=str)
 def test_bad_field(api: Api, name: str, value: Any) -> None:
-    """In the shape of all errors."""
+    """As in chat."""
     api.respond(**{name: value}).refused(400, 422)
 
 

@@ -82,7 +82,7 @@ def test_stream_helper(sdk: openai.OpenAI, api: Api) -> None:
     assert final == text, f"expected {text!r}, got {final!r}"
 
 
-@must("openai-python raises the right exception for each error", PYTHON)
+@should("openai-python raises the right exception for each error", PYTHON)
 @needs("chat")
 @pytest.mark.parametrize(
     ("fields", "kind"),

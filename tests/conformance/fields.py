@@ -149,6 +149,24 @@ COMPLETION: dict[str, Check] = SAMPLING | {
     "best_of": integer(0, 20),
     "suffix": lambda v: v == "",
 }
+
+
+def questions(v: Any) -> bool:
+    return isinstance(v, list) and 1 <= len(v) <= 400 and all(is_object(q) and question(q) for q in v)
+
+
+def question(q: dict[str, Any]) -> bool:
+    lists = {"predicate": "", "choice": "choices", "score": "levels"}
+    if q.get("type") not in lists or not text(q.get("instructions")):
+        return False
+    rows = q.get(lists[q["type"]], [])
+    if q["type"] == "choice":
+        values = [row.get("value") for row in rows]
+        return 2 <= len(values) == len({repr(v) for v in values}) <= 255 and all(text(v) or flag(v) for v in values)
+    return all(text(row.get("label")) for row in rows)
+
+
+DECISION: dict[str, Check] = {"model": text, "input": items, "questions": questions}
 RESPONSE: dict[str, Check] = {
     "model": text,
     "input": items,

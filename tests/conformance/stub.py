@@ -146,7 +146,7 @@ async def route(request: Request, path: str) -> Response:
     if method == "GET":
         return get(path.replace("//", "/") if by_host else path)
     known = {"/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses", "/v1/messages"}
-    known |= {"/v1/messages/count_tokens", "/tokenize", "/detokenize"}
+    known |= {"/v1/decisions", "/v1/messages/count_tokens", "/tokenize", "/detokenize"}
     if method == "DELETE" and path.startswith("/v1/responses/") and forget(path.rpartition("/")[2]):
         return JSONResponse({"deleted": True})
     if path not in known:
@@ -718,6 +718,13 @@ async def embed(request: Request, body: Json) -> Response:
     return JSONResponse({"object": "list", "data": data, "model": body["model"], "usage": usage})
 
 
+async def decide(request: Request, body: Json) -> Response:
+    """POST /v1/decisions."""
+    from tests.conformance.stub_dialects import decision
+
+    return await decision(request, body)
+
+
 async def tokenize(request: Request, body: Json) -> Response:
     """POST /tokenize."""
     text = prompt_of(body) if "messages" in body else body["prompt"]
@@ -755,6 +762,7 @@ ROUTES = {
     "/v1/chat/completions": chat,
     "/v1/completions": complete,
     "/v1/embeddings": embed,
+    "/v1/decisions": decide,
     "/v1/responses": respond,
     "/v1/messages": message,
     "/v1/messages/count_tokens": count_tokens,
