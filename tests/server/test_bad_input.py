@@ -339,7 +339,6 @@ def test_content_types(http: httpx.Client, path: str) -> None:
 
 def test_unknown_routes_and_methods(http: httpx.Client) -> None:
     for path in (
-        "/",
         "/v1",
         "/v1/chat",
         "/v1/completions/",
