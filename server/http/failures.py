@@ -13,13 +13,14 @@ from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Match, Route
+from starlette.routing import Match
 from starlette.types import Scope
 
 from server.errors import ApiError, ClientGoneError, api_error
 from tandem.errors import TandemError
 
 REQUEST_ID = "request-id"
+_METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
 _ID_KEY = "tandem.request_id"
 _HTTP_CODES = {
     404: ("unknown_url", "there is no {method} {path}"),
@@ -99,11 +100,10 @@ def install_handlers(app: FastAPI) -> None:
 
 
 def _allowed(app: FastAPI, scope: Scope) -> str:
-    """The methods that the path takes: the router knows only those of one of its routes."""
-    routes = (
-        route for route in app.router.routes if isinstance(route, Route) and route.matches(scope)[0] != Match.NONE
-    )
-    return ", ".join(sorted({method for route in routes for method in route.methods or ()}))
+    """The methods that the path takes: an exception of the router knows only those of one of its routes."""
+    routes = app.router.routes
+    found = (m for m in _METHODS if any(r.matches({**scope, "method": m})[0] == Match.FULL for r in routes))
+    return ", ".join(found)
 
 
 def _is_below(path: str, root: str) -> bool:

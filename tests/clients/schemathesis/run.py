@@ -1,4 +1,4 @@
-"""Requests drawn from ``/openapi.json`` by schemathesis: ``make schemathesis ARGS="--backend optimized --seconds 60"``.
+"""Requests drawn from ``/openapi.json`` by schemathesis: ``make schemathesis ARGS="--backend optimized"``.
 
 Both backends, every optional route on, a key asked for. What is checked, and what is not and why, stands in
 ``schemathesis.toml``. The server must be healthy and idle at the end.
@@ -33,7 +33,14 @@ def main() -> int:
     parser.add_argument("--examples", type=int, default=25, help="of each operation, beside the systematic cases")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
-    limits = ("--max-examples", str(options.examples), "--max-time", str(options.seconds), "--seed", str(options.seed))
+    limits = (
+        "--max-examples",
+        str(options.examples),
+        "--max-time",
+        str(options.seconds),
+        "--seed",
+        str(options.seed),
+    )
     failed = []
     for backend in options.backend or ["optimized", "reference"]:
         print(f"== {backend} backend", flush=True)
