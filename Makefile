@@ -6,7 +6,7 @@ ARGS ?=
 BROWSERS := chromium chromium-browser google-chrome google-chrome-stable
 CLIENTS := python python_openai2
 
-.PHONY: serve test test-slow lint browser clients bench gpu-check demo-model score-demo-model clean
+.PHONY: serve test test-slow lint browser clients schemathesis bench gpu-check demo-model score-demo-model clean
 
 serve: $(VENV)/installed
 	$(BIN)/tandem serve $(ARGS)
@@ -33,6 +33,10 @@ browser:
 # Other people's clients against both backends, each in an environment of its own below tests/clients: Python and node.
 clients: $(VENV)/installed-dev $(CLIENTS:%=tests/clients/%/.venv/installed) tests/clients/js/node_modules/installed
 	$(BIN)/python -m tests.clients.run $(ARGS)
+
+# Requests drawn from /openapi.json, against both backends: ARGS="--backend optimized --seconds 60 --examples 10".
+schemathesis: $(VENV)/installed-dev tests/clients/schemathesis/.venv/installed
+	$(BIN)/python -m tests.clients.schemathesis.run $(ARGS)
 
 tests/clients/%/.venv/installed: tests/clients/%/requirements.txt
 	$(PYTHON) -m venv $(@D)

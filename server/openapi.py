@@ -9,46 +9,14 @@ from __future__ import annotations
 from types import UnionType
 from typing import Any, get_args
 
-import msgspec
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from server.schemas.answers import ANSWERS, METRICS, STREAMED, Schema
-from server.schemas.batches import BatchRequest
-from server.schemas.chat import ChatRequest
-from server.schemas.completions import CompletionRequest
-from server.schemas.conversations import ConversationRequest, ConversationUpdate, ItemsRequest
-from server.schemas.decisions import DecisionsRequest, SystemOneRequest
-from server.schemas.generate import TokensRequest
-from server.schemas.messages import CountRequest, MessagesRequest
-from server.schemas.ollama import OllamaChat, OllamaGenerate, OllamaShow
-from server.schemas.responses import InputTokensRequest, ResponsesRequest
-from server.schemas.scoring import ScoringRequest
-from server.schemas.tokens import DetokenizeRequest, TokenizeRequest
+from server.schemas.answers import ANSWERS, LINKS, METRICS, STREAMED, Schema
+from server.schemas.bodies import REFERENCE, body_schemas
 from tandem import __version__
 
-BODIES = (
-    ChatRequest,
-    CompletionRequest,
-    MessagesRequest,
-    CountRequest,
-    OllamaChat,
-    OllamaGenerate,
-    OllamaShow,
-    ResponsesRequest,
-    InputTokensRequest,
-    ConversationRequest,
-    ConversationUpdate,
-    ItemsRequest,
-    BatchRequest,
-    TokenizeRequest,
-    DetokenizeRequest,
-    ScoringRequest,
-    SystemOneRequest,
-    DecisionsRequest,
-    TokensRequest,
-)
-_REFERENCE = "#/components/schemas/{name}"
+OPEN: dict[str, Any] = {"openapi_extra": {"security": []}}  # arguments of a route that needs no key
 _ERROR = {
     "type": "object",
     "required": ["error"],
@@ -119,10 +87,16 @@ UPLOAD = {"requestBody": {"required": True, "content": {"multipart/form-data": {
 
 def describe(body: type | UnionType, summary: str) -> dict[str, Any]:
     """Arguments of a route whose body is the struct ``body``, or one of several."""
-    bodies = [{"$ref": _REFERENCE.format(name=struct.__name__)} for struct in get_args(body) or (body,)]
+    bodies = [{"$ref": REFERENCE.format(name=struct.__name__)} for struct in get_args(body) or (body,)]
     schema = bodies[0] if len(bodies) == 1 else {"anyOf": bodies}
     request = {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
     return {"summary": summary, "openapi_extra": request}
+
+
+def queries(**schemas: Schema) -> dict[str, Any]:
+    """Arguments of a route that reads these parameters of its address."""
+    parameters = [{"name": name, "in": "query", "schema": schema} for name, schema in schemas.items()]
+    return {"openapi_extra": {"parameters": parameters}}
 
 
 def install_openapi(app: FastAPI) -> None:
@@ -136,17 +110,20 @@ def install_openapi(app: FastAPI) -> None:
     app.openapi = openapi  # type: ignore[method-assign]
 
 
-def _responses(method: str, path: str, has_body: bool) -> dict[str, Any]:
+def _responses(method: str, path: str, operation: dict[str, Any]) -> dict[str, Any]:
     """All that an operation can answer, by status."""
     error = "AnthropicError" if path.startswith("/v1/messages") else "Error"
     if path.startswith("/api/"):
         error = "OllamaError"
-    refusals = _REFUSALS | (_BODY_REFUSALS if has_body else {})
+    refusals = _REFUSALS | (_BODY_REFUSALS if "requestBody" in operation else {})
+    if operation.get("security") == []:
+        del refusals["401"]
     found = {
-        status: {"description": text, "content": _content({"$ref": _REFERENCE.format(name=error)})}
+        status: {"description": text, "content": _content({"$ref": REFERENCE.format(name=error)})}
         for status, text in sorted(refusals.items())
     }
-    content = _content(ANSWERS.get((method, path), {}))
+    answer = ANSWERS.get((method, path), {})
+    content = {} if answer is None else _content(answer)
     if (method, path) == METRICS:
         content = {"text/plain": {"schema": {"type": "string"}}}
     elif streamed := STREAMED.get((method, path)):
@@ -160,6 +137,15 @@ def _content(schema: Schema) -> dict[str, Any]:
     return {"application/json": {"schema": schema}}
 
 
+def _link(paths: dict[str, Any]) -> None:
+    """Say which operations take the ids that others answer with."""
+    for source, targets in LINKS.items():
+        links = paths[source]["post"]["responses"]["200"].setdefault("links", {})
+        for (method, path), parameters in targets.items():
+            operation_id = paths[path][method]["operationId"]
+            links[operation_id] = {"operationId": operation_id, "parameters": parameters}
+
+
 def _build(app: FastAPI) -> dict[str, Any]:
     schema = get_openapi(
         title=app.title,
@@ -167,14 +153,14 @@ def _build(app: FastAPI) -> dict[str, Any]:
         routes=app.routes,
         description="An OpenAI-compatible API. `null` means *not given* in every field of a request.",
     )
-    _, components = msgspec.json.schema_components(BODIES, ref_template=_REFERENCE)
     schemas = schema.setdefault("components", {}).setdefault("schemas", {})
     for unused in ("HTTPValidationError", "ValidationError"):  # FastAPI's, which validates nothing here
         schemas.pop(unused, None)
     for path, operations in schema["paths"].items():
         for method, operation in operations.items():
-            operation["responses"] = _responses(method, path, "requestBody" in operation)
-    schemas.update(components, Error=_ERROR, AnthropicError=_ANTHROPIC_ERROR, OllamaError=_OLLAMA_ERROR)
+            operation["responses"] = _responses(method, path, operation)
+    _link(schema["paths"])
+    schemas.update(body_schemas(), Error=_ERROR, AnthropicError=_ANTHROPIC_ERROR, OllamaError=_OLLAMA_ERROR)
     schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     schema["security"] = [{"key": []}]
     return schema

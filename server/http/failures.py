@@ -13,12 +13,14 @@ from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Match
 from starlette.types import Scope
 
 from server.errors import ApiError, ClientGoneError, api_error
 from tandem.errors import TandemError
 
 REQUEST_ID = "request-id"
+_METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
 _ID_KEY = "tandem.request_id"
 _HTTP_CODES = {
     404: ("unknown_url", "there is no {method} {path}"),
@@ -84,7 +86,8 @@ def install_handlers(app: FastAPI) -> None:
         assert isinstance(error, HTTPException)
         code, text = _HTTP_CODES.get(error.status_code, ("http_error", str(error.detail)))
         message = text.format(method=request.method, path=request.scope["path"])
-        return failure(ApiError(error.status_code, message, code, headers=error.headers), request.scope)
+        headers = {"allow": _allowed(app, request.scope)} if error.status_code == 405 else error.headers
+        return failure(ApiError(error.status_code, message, code, headers=headers), request.scope)
 
     async def gone(request: Request, error: Exception) -> Response:
         return Response(status_code=499)  # only the log sees it
@@ -94,6 +97,13 @@ def install_handlers(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, http)
     app.add_exception_handler(ClientGoneError, gone)
     app.add_exception_handler(Exception, answer)
+
+
+def _allowed(app: FastAPI, scope: Scope) -> str:
+    """The methods that the path takes: an exception of the router knows only those of one of its routes."""
+    routes = app.router.routes
+    found = (m for m in _METHODS if any(r.matches({**scope, "method": m})[0] == Match.FULL for r in routes))
+    return ", ".join(found)
 
 
 def _is_below(path: str, root: str) -> bool:

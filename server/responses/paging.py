@@ -9,7 +9,14 @@ from typing import Any
 from server.responses.store import Page
 from tandem.errors import RequestError
 
-_FLAGS = {"true": True, "1": True, "false": False, "0": False}
+FLAGS = {"true": True, "1": True, "false": False, "0": False}
+# what the parameters may be, as JSON schemas
+FLAG: dict[str, Any] = {"type": "string", "pattern": "^(?:[tT][rR][uU][eE]|[fF][aA][lL][sS][eE]|[01])$"}
+PAGING: dict[str, dict[str, Any]] = {
+    "limit": {"type": "integer", "minimum": 1, "maximum": 100, "default": 20},
+    "order": {"enum": ["asc", "desc"], "default": "desc"},
+    "after": {"type": "string", "description": "an item's id"},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +53,7 @@ def number(query: Mapping[str, str], name: str, default: int, least: int, most: 
 def flag(query: Mapping[str, str], name: str) -> bool:
     """Yes or no; raise ``RequestError`` for anything else."""
     text = query.get(name, "false")
-    if (value := _FLAGS.get(text.lower())) is None:
+    if (value := FLAGS.get(text.lower())) is None:
         raise RequestError(f"{name} must be true or false, got {text[:64]!r}", name)
     return value
 

@@ -12,7 +12,7 @@ from server.dialects.dialect import encode_json
 from server.files.batches import Batches
 from server.intake.body import ignored_headers, read_body, state_of
 from server.middleware.gate import OWNER
-from server.openapi import describe
+from server.openapi import describe, queries
 from server.responses.paging import listed, number
 from server.schemas.batches import BatchRequest
 from server.schemas.parse import BodyParser
@@ -34,7 +34,11 @@ async def create_batch(request: Request) -> Response:
         return _json(batch.wire, ignored_headers(request.url.path, ignored))
 
 
-@router.get("/v1/batches", summary="The batches, the newest first.")
+@router.get(
+    "/v1/batches",
+    summary="The batches, the newest first.",
+    **queries(after={"type": "string"}, limit={"type": "integer", "minimum": 1, "maximum": 100}),
+)
 async def list_batches(request: Request) -> Response:
     """``after`` and ``limit`` say which."""
     query = request.query_params

@@ -14,40 +14,30 @@ from starlette.responses import Response
 
 from server.dialects.dialect import encode_json
 from server.intake.body import read_body, state_of
+from server.openapi import describe, queries
+from server.responses.paging import number
+from server.schemas.control import CollectiveCall
 from server.schemas.parse import BodyParser
 from server.state import ServerState
 from tandem import __version__
 from tandem.errors import EngineLoadingError, RequestError
 from tandem.process.client import CALL_SECONDS, EngineClient
 
-CALLS = ("reset_prefix_cache", "sleep", "wake_up", "replace_weights")
 SECRETS = frozenset({"api_keys", "ssl_keyfile", "engine_address"})
 router = APIRouter(tags=["control"])
 profile_router = APIRouter(tags=["control"])  # with --profiler-config
 
-
-class CollectiveCall(msgspec.Struct, kw_only=True, frozen=True):
-    """A call of the engine by name."""
-
-    method: str
-    args: list[Any] = []
-    kwargs: dict[str, Any] | None = None
-    timeout: float | None = None
-
-    def check(self) -> None:
-        """Raise ``RequestError`` for what no engine does."""
-        if self.method not in CALLS:
-            raise RequestError(f"method must be one of {', '.join(CALLS)}", "method")
-        if self.kwargs:
-            raise RequestError("kwargs: calls have positional arguments only", "kwargs", "unsupported_parameter")
-
-
 COLLECTIVE = BodyParser(CollectiveCall, refusals={})
 
 
-@router.post("/pause", summary="Begin no further generation; requests wait until /resume.")
-async def pause(request: Request, mode: str = "abort") -> Response:
+@router.post(
+    "/pause",
+    summary="Begin no further generation; requests wait until /resume.",
+    **queries(mode={"enum": ["abort", "wait"], "default": "abort"}),
+)
+async def pause(request: Request) -> Response:
     """``mode``: ``abort`` what is in flight, or ``wait`` until it has ended."""
+    mode = request.query_params.get("mode", "abort")
     if mode not in ("abort", "wait"):
         raise RequestError("mode must be abort or wait", "mode")
     await state_of(request).pause(aborts=mode == "abort")
@@ -67,11 +57,14 @@ async def is_paused(request: Request) -> Response:
     return _answer({"is_paused": state_of(request).is_paused})
 
 
-@router.post("/sleep", summary="Free the cache (level 1), and the weights too (level 2).")
-async def sleep(request: Request, level: int = 1) -> Response:
+@router.post(
+    "/sleep",
+    summary="Free the cache (level 1), and the weights too (level 2).",
+    **queries(level={"type": "integer", "minimum": 1, "maximum": 2, "default": 1}),
+)
+async def sleep(request: Request) -> Response:
     """Unfinished requests wait."""
-    if level not in (1, 2):
-        raise RequestError("level must be 1 or 2", "level")
+    level = number(request.query_params, "level", 1, 1, 2)
     await _client(state_of(request)).call("sleep", level)
     return Response(status_code=200)
 
@@ -98,7 +91,7 @@ async def reset_prefix_cache(request: Request) -> Response:
     return Response(status_code=200)
 
 
-@router.post("/collective_rpc", summary="An administrative call of the engine, by name.")
+@router.post("/collective_rpc", **describe(CollectiveCall, "An administrative call of the engine, by name."))
 async def collective_rpc(request: Request) -> Response:
     """Answers ``{"results": [null]}``, an entry an engine: none of the calls returns anything."""
     state = state_of(request)

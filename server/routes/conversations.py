@@ -15,9 +15,9 @@ from server.errors import ApiError
 from server.intake.body import ignored_headers, read_body, state_of
 from server.intake.pool import SHORT_BYTES
 from server.middleware.gate import OWNER
-from server.openapi import describe
+from server.openapi import describe, queries
 from server.responses.items import keep_items, new_id
-from server.responses.paging import Paging, listed
+from server.responses.paging import PAGING, Paging, listed
 from server.responses.store import Entry, Page, Store
 from server.schemas.conversations import ConversationRequest, ConversationUpdate, ItemsRequest
 from server.schemas.items import MAX_ITEMS
@@ -96,7 +96,7 @@ async def create_items(request: Request, conversation_id: str) -> Response:
     return await _with_body(request, ADD, add)
 
 
-@router.get("/v1/conversations/{conversation_id}/items", summary="The items of a conversation.")
+@router.get("/v1/conversations/{conversation_id}/items", summary="The items of a conversation.", **queries(**PAGING))
 async def list_items(request: Request, conversation_id: str) -> Response:
     """The newest first, unless asked otherwise."""
     paging = Paging.of(request.query_params)

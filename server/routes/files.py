@@ -13,7 +13,7 @@ from server.files.form import read_upload
 from server.intake.body import state_of
 from server.intake.pool import SHORT_BYTES
 from server.middleware.gate import OWNER
-from server.openapi import UPLOAD
+from server.openapi import UPLOAD, queries
 from server.responses.paging import Paging, listed
 
 MOST_LISTED = 10_000
@@ -26,7 +26,16 @@ async def create_file(request: Request) -> Response:
     return _json((await read_upload(request, request.scope.get(OWNER, ""))).wire)
 
 
-@router.get("/v1/files", summary="The files, the newest first unless asked otherwise.")
+@router.get(
+    "/v1/files",
+    summary="The files, the newest first unless asked otherwise.",
+    **queries(
+        after={"type": "string"},
+        limit={"type": "integer", "minimum": 1, "maximum": MOST_LISTED},
+        order={"enum": ["asc", "desc"]},
+        purpose={"type": "string"},
+    ),
+)
 async def list_files(request: Request) -> Response:
     """``after``, ``limit``, ``order`` and ``purpose`` say which."""
     state, owner, query = state_of(request), request.scope.get(OWNER, ""), request.query_params

@@ -9,6 +9,7 @@ from starlette.responses import Response
 
 from server.dialects.dialect import encode_json
 from server.intake.body import state_of
+from server.openapi import OPEN
 from server.operations.metrics_port import metrics_response
 from server.state import ServerState
 from tandem import __version__
@@ -18,28 +19,28 @@ router = APIRouter(tags=["operations"])
 
 
 @router.get("/health/", include_in_schema=False)
-@router.get("/health", summary="200 while requests are answered, else 503 with the reason.")
+@router.get("/health", summary="200 while requests are answered, else 503 with the reason.", **OPEN)
 async def health(request: Request) -> Response:
     """Liveness and readiness in one."""
     return _health(state_of(request))
 
 
 @router.get("/ping/", include_in_schema=False)
-@router.get("/ping", summary="The same as /health.")
+@router.get("/ping", summary="The same as /health.", **OPEN)
 async def ping(request: Request) -> Response:
     """For platforms that expect this name."""
     return _health(state_of(request))
 
 
 @router.post("/ping/", include_in_schema=False)
-@router.post("/ping", summary="The same as /health.")
+@router.post("/ping", summary="The same as /health.", **OPEN)
 async def ping_post(request: Request) -> Response:
     """For platforms that expect this name and method."""
     return _health(state_of(request))
 
 
 @router.get("/version/", include_in_schema=False)
-@router.get("/version", summary="The server's version.")
+@router.get("/version", summary="The server's version.", **OPEN)
 async def version() -> Response:
     """Answers ``{"version"}``."""
     return Response(encode_json({"version": __version__}), media_type="application/json")
@@ -62,7 +63,7 @@ async def load(request: Request) -> Response:
 
 
 @router.get("/metrics/", include_in_schema=False)
-@router.get("/metrics", summary="Prometheus metrics.")
+@router.get("/metrics", summary="Prometheus metrics.", **OPEN)
 async def metrics(request: Request) -> Response:
     """In the text format; 404 where they are served on a port of their own, or not at all."""
     state = state_of(request)

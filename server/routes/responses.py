@@ -16,9 +16,9 @@ from server.intake.body import ignored_headers, read_body, served_model, state_o
 from server.intake.pool import SHORT_BYTES
 from server.intake.prompts import chat_prompt
 from server.middleware.gate import OWNER
-from server.openapi import describe
+from server.openapi import describe, queries
 from server.responses.journal import Journal, Written, unpack
-from server.responses.paging import Paging, flag, listed, number
+from server.responses.paging import FLAG, FLAGS, PAGING, Paging, flag, listed, number
 from server.responses.run import MAX_BACKGROUND, Run
 from server.responses.turn import ResponseJob, count_tokens, gather, response_job
 from server.routes.generation import Arrival, Family, Started
@@ -59,7 +59,15 @@ async def count_input_tokens(request: Request) -> Response:
         return await unless_gone(request.receive, answer())
 
 
-@router.get("/v1/responses/{response_id}", summary="A response; with `stream=true` its events, from the beginning.")
+@router.get(
+    "/v1/responses/{response_id}",
+    summary="A response; with `stream=true` its events, from the beginning.",
+    **queries(
+        stream=FLAG,
+        starting_after={"type": "integer", "minimum": 0, "maximum": 2**53},
+        include_obfuscation={"enum": [name for name, value in FLAGS.items() if not value]},
+    ),
+)
 async def retrieve_response(request: Request, response_id: str) -> Response:
     """Events are kept of responses that were streamed or made in the background."""
     state, owner = state_of(request), request.scope.get(OWNER, "")
@@ -104,7 +112,9 @@ async def cancel_response(request: Request, response_id: str) -> Response:
     return _json(response)
 
 
-@router.get("/v1/responses/{response_id}/input_items", summary="The items that a response answers.")
+@router.get(
+    "/v1/responses/{response_id}/input_items", summary="The items that a response answers.", **queries(**PAGING)
+)
 async def list_input_items(request: Request, response_id: str) -> Response:
     """Those of the conversation before it included."""
     state, owner = state_of(request), request.scope.get(OWNER, "")

@@ -11,6 +11,7 @@ from msgspec import Meta
 from server.schemas.common import INT31, Count, GenerationRequest, Name
 from server.schemas.tools import NamedTool, ToolChoice, Tools, callable_tools
 from tandem.errors import RequestError
+from tandem.text.chat_template import TEXT_PARTS
 
 Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
 OutputLimit = Annotated[int, Meta(ge=1, le=INT31)]
@@ -44,7 +45,7 @@ class ToolCall(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True, fo
 class ContentPart(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     """One part of a message's content; parts other than text are read in order to be refused by their type."""
 
-    type: Annotated[str, Meta(max_length=64)]
+    type: Annotated[str, Meta(max_length=64, extra_json_schema={"enum": list(TEXT_PARTS)})]
     text: str | None = None
     refusal: str | None = None
     annotations: list[Any] | None = None

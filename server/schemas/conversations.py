@@ -8,14 +8,15 @@ import msgspec
 from msgspec import Meta
 
 from server.schemas.common import Metadata
+from server.schemas.items import DESCRIBED
 
-NewItems = Annotated[list[dict[str, Any]], Meta(min_length=1, max_length=20)]
+NewItems = Annotated[list[dict[str, Any]], Meta(min_length=1, max_length=20, extra_json_schema=DESCRIBED)]
 
 
 class ConversationRequest(msgspec.Struct, kw_only=True, frozen=True):
     """A conversation to begin."""
 
-    items: Annotated[list[dict[str, Any]], Meta(max_length=20)] | None = None
+    items: Annotated[list[dict[str, Any]], Meta(max_length=20, extra_json_schema=DESCRIBED)] | None = None
     metadata: Metadata | None = None
 
     def check(self) -> None:

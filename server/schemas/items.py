@@ -101,7 +101,8 @@ class ItemReference(_Typed, kw_only=True, frozen=True, tag="item_reference"):
 
 KnownItem = MessageItem | FunctionCallItem | FunctionOutputItem | ReasoningItem
 Item = KnownItem | ItemReference
-RawItems = Annotated[list[dict[str, Any]], Meta(max_length=MAX_ITEMS)]
+DESCRIBED: dict[str, Any] = {"items": {"$ref": "#/components/schemas/Item"}}  # what ``read_items`` takes
+RawItems = Annotated[list[dict[str, Any]], Meta(max_length=MAX_ITEMS, extra_json_schema=DESCRIBED)]
 
 
 def read_items(raw: Sequence[dict[str, Any]], place: str) -> list[Item]:

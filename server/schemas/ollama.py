@@ -13,7 +13,7 @@ from msgspec import Meta
 from server.schemas.common import INT31, Count, Name, Penalty, Probability, Seed, StopString, Temperature
 from server.schemas.forms import JsonObjectFormat, JsonSchemaFormat, NamedSchema
 from server.schemas.tools import Tools
-from server.schemas.unsupported import Refusals
+from server.schemas.unsupported import Refusals, is_same
 from tandem.errors import RequestError
 
 _NO_LOGPROBS = "it is not available in this format: /v1/chat/completions has it"
@@ -114,7 +114,7 @@ class OllamaRequest(msgspec.Struct, kw_only=True, frozen=True):
         for name, value in options.items():
             if name in OPTION_REFUSALS:
                 why, neutral = OPTION_REFUSALS[name]
-                if value is not None and value not in neutral:
+                if value is not None and not any(is_same(value, one) for one in neutral):
                     where = f"options.{name}"
                     raise RequestError(f"{where} is not supported: {why}", where, "unsupported_parameter")
             elif name not in Options.__struct_fields__:

@@ -40,7 +40,7 @@ class BodyParser(Generic[T]):
         self._decode = msgspec.json.Decoder(struct).decode
         self._known = frozenset(struct.__struct_encode_fields__)  # type: ignore[attr-defined]
         self._refusals = refusals
-        self._refused = frozenset(refusals) - self._known
+        self.refused = frozenset(refusals) - self._known
 
     def _read(self, body: bytes | bytearray) -> T:
         try:
@@ -59,7 +59,7 @@ class BodyParser(Generic[T]):
         try:
             fields = _decode_fields(body)
             for name in fields:
-                if name in self._refused:
+                if name in self.refused:
                     refuse_unsupported(name, fields[name], self._refusals)
             request = self._read(body)
         except msgspec.ValidationError as error:
@@ -69,7 +69,7 @@ class BodyParser(Generic[T]):
         except RecursionError as error:
             raise RequestError("the body is nested too deeply", None, "invalid_json") from error
         request.check()
-        return request, [name for name in fields if name not in self._known and name not in self._refused]
+        return request, [name for name in fields if name not in self._known and name not in self.refused]
 
 
 def _whole_numbers(fields: dict[str, Any]) -> dict[str, Any]:

@@ -49,6 +49,11 @@ def refuse_unsupported(name: str, raw: msgspec.Raw, refusals: Refusals = UNSUPPO
     why, neutral = refusals[name]
     if len(raw) < 64:
         value = msgspec.json.decode(raw)
-        if value is None or value in neutral:
+        if value is None or any(is_same(value, one) for one in neutral):
             return
     raise RequestError(f"{name} is not supported: {why}", name, "unsupported_parameter")
+
+
+def is_same(value: object, neutral: object) -> bool:
+    """Equality as in JSON, where 1 is 1.0 but not true."""
+    return isinstance(value, bool) is isinstance(neutral, bool) and value == neutral

@@ -123,3 +123,13 @@ def test_the_configuration_is_told_without_secrets(http: httpx.Client) -> None:
     answer = http.get("/server_info")
     assert answer.json()["engine"]["backend"] == "optimized" and answer.json()["config"]["enable_dev_mode"] is True
     assert "secret-key" not in answer.text
+
+
+@pytest.mark.parametrize(
+    ("path", "param"), [("/sleep?level=x", "level"), ("/sleep?level=3", "level"), ("/pause?mode=x", "mode")]
+)
+def test_a_parameter_that_is_not_known_is_refused_by_name(http: httpx.Client, path: str, param: str) -> None:
+    answer = http.post(path)
+    assert answer.status_code == 400 and answer.json()["error"]["param"] == param
+    assert http.get("/is_paused").json() == {"is_paused": False}
+    assert http.get("/is_sleeping").json() == {"is_sleeping": False}

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from typing import Any
 
 import httpx
 import jsonschema
+import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from server import routes
+from server.middleware.gate import OPEN_PATHS
+from server.schemas.bodies import BODIES, body_schemas
+from server.schemas.items import read_items
+from server.schemas.parse import BodyParser
+from server.schemas.unsupported import refuse_unsupported
+from tandem.errors import RequestError
 from tests.server.process import ServerProcess
 
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
@@ -108,3 +120,82 @@ def test_what_is_kept_is_as_described(server: ServerProcess, document: dict[str,
                 demand(document, path, client.request(method, url))
         demand(document, "/v1/models/{model}", client.get("/v1/models/org/tiny"))
         demand(document, "/v1/models/{model}", client.get("/v1/models/none"))
+
+
+def test_refused_fields_are_described_as_the_parsers_refuse_them() -> None:
+    modules = [
+        importlib.import_module(f"server.routes.{found.name}") for found in pkgutil.iter_modules(routes.__path__)
+    ]
+    parsers = [value for module in modules for value in vars(module).values() if isinstance(value, BodyParser)]
+    assert {parser.struct for parser in parsers} == BODIES.keys()
+    for parser in parsers:
+        properties = body_schemas()[parser.struct.__name__]["properties"]
+        for name in parser.refused:
+            for value in properties[name]["enum"]:
+                refuse_unsupported(name, msgspec.Raw(msgspec.json.encode(value)), BODIES[parser.struct])
+            with pytest.raises(RequestError):
+                refuse_unsupported(name, msgspec.Raw(b'"something else"'), BODIES[parser.struct])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("early_stopping", 0), ("return_prompt_text", 0.0), ("stream_interval", True)]
+)
+def test_true_is_no_number_in_what_is_refused(server: ServerProcess, name: str, value: object) -> None:
+    answer = server.post("/v1/completions", TEXT | {name: value})
+    assert answer.status_code == 400 and answer.json()["error"]["param"] == name
+
+
+@given(
+    item=st.fixed_dictionaries(
+        {},
+        optional={
+            "type": st.sampled_from(["message", "reasoning", "function_call", "item_reference", "image", None]),
+            "role": st.sampled_from(["user", "assistant", "wizard", None]),
+            "content": st.sampled_from(["hi", [], [{"type": "input_text", "text": "hi"}], 5, None]),
+            "summary": st.sampled_from([None, [], [{"type": "summary_text", "text": "hm"}], "hm"]),
+            "id": st.sampled_from(["item_1", "", None]),
+        },
+    )
+)
+def test_items_are_described_as_they_are_read(item: dict[str, Any]) -> None:
+    components = {"components": {"schemas": body_schemas()}}
+    described = jsonschema.Draft202012Validator({"$ref": "#/components/schemas/Item", **components}).is_valid(item)
+    try:
+        read_items([item], "input")
+    except RequestError:
+        assert not described
+    else:
+        assert described
+
+
+def test_open_routes_are_those_that_need_no_key(document: dict[str, Any]) -> None:
+    operations = {
+        (path, method): fields for path, found in document["paths"].items() for method, fields in found.items()
+    }
+    said = {path for (path, _), operation in operations.items() if operation.get("security") == []}
+    assert said == OPEN_PATHS & document["paths"].keys()
+    assert all("401" not in operations[key]["responses"] for key in operations if key[0] in said)
+
+
+def test_links_lead_to_what_was_made(server: ServerProcess, document: dict[str, Any]) -> None:
+    made = server.post("/v1/conversations", {}).json()["id"]
+    links = document["paths"]["/v1/conversations"]["post"]["responses"]["200"]["links"]
+    gets = {found["get"]["operationId"]: path for path, found in document["paths"].items() if "get" in found}
+    followed = [gets[name] for name in links if name in gets]
+    assert followed
+    for path in followed:
+        assert httpx.get(server.url + path.replace("{conversation_id}", made)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "methods"),
+    [
+        ("/ping", "GET, POST"),
+        ("/v1/responses/resp_x", "DELETE, GET"),
+        ("/v1/conversations/conv_x", "DELETE, GET, POST"),
+        ("/v1/completions", "POST"),
+    ],
+)
+def test_a_method_that_is_not_there_gets_all_that_are(server: ServerProcess, path: str, methods: str) -> None:
+    answer = httpx.put(server.url + path)
+    assert answer.status_code == 405 and answer.headers["allow"] == methods
