@@ -115,7 +115,9 @@ def _responses(method: str, path: str, operation: dict[str, Any]) -> dict[str, A
     error = "AnthropicError" if path.startswith("/v1/messages") else "Error"
     if path.startswith("/api/"):
         error = "OllamaError"
-    refusals = _REFUSALS | (_BODY_REFUSALS if "requestBody" in operation else {})
+    refusals = {**_REFUSALS, **(_BODY_REFUSALS if "requestBody" in operation else {})}
+    if (method, path) == ("post", "/v1/batches/{batch_id}/cancel"):
+        refusals["409"] = "The batch has ended."
     if operation.get("security") == []:
         del refusals["401"]
     found = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from server.decisions.questions import Option, Question, question_reads, text_of
+from server.decisions.questions import Kind, Option, Question, question_reads, text_of
 from server.decisions.reads import Distribution, ReadJob, distribution, read_job
 from server.dialects.dialect import Answer, Context, encode_json
 from server.responses.items import keep_items
@@ -28,7 +28,8 @@ def decisions_job(state: ServerState, model: LoadedModel, request: DecisionsRequ
         RequestError: something is refused; ``param`` is a field of the request.
     """
     conversation = _conversation(request.input)
-    questions = [_question(question, f"questions[{i}]") for i, question in enumerate(request.questions)]
+    has_words = all(len(model.tokenizer.encode(word, False)) == 1 for word in ("yes", "no"))
+    questions = [_question(question, f"questions[{i}]", has_words) for i, question in enumerate(request.questions)]
     variables = request.chat_template_kwargs or {}
     reads = list(question_reads(state, model, conversation, questions, variables, "input"))
     common = GenerationRequest(priority=request.priority, cache_salt=request.cache_salt)
@@ -63,11 +64,13 @@ def _plain_part(part: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in part.items() if name != _CACHE_MARK}
 
 
-def _question(question: AnyQuestion, place: str) -> Question:
+def _question(question: AnyQuestion, place: str, has_words: bool) -> Question:
+    """In our terms; a predicate is answered by letters where yes and no are several tokens."""
     instructions = _instructions(question.instructions)
     match question:
         case Predicate():
-            return Question("yes_or_no", instructions, (Option("it is true"), Option("it is not true")), place)
+            kind: Kind = "yes_or_no" if has_words else "choice"
+            return Question(kind, instructions, (Option("it is true"), Option("it is not true")), place)
         case ChoiceQuestion():
             choices = (Option(text_of(choice.value), choice.description or "") for choice in question.choices)
             return Question("choice", instructions, tuple(choices), place)

@@ -265,6 +265,7 @@ def test_lines_survive_the_death_of_the_engine(few_rows: ServerProcess) -> None:
 # ------------------------------------------------------- over the server's end
 
 
+@pytest.mark.slow
 def test_the_next_server_goes_on(model_dir: Path, tmp_path: Path) -> None:
     """Stopped between lines, then killed: each line has one answer in the end, and nothing is left over."""
     directory = tmp_path / "files"
@@ -297,6 +298,7 @@ def test_the_next_server_goes_on(model_dir: Path, tmp_path: Path) -> None:
 # ------------------------------------------------------- ends that are hard to wait for
 
 
+@pytest.mark.slow
 def test_what_the_day_does_not_suffice_for_is_said(model_dir: Path, tmp_path: Path) -> None:
     """The next server finds the batch a day old: what was answered stays, each other line has an error."""
     directory = tmp_path / "files"

@@ -143,6 +143,7 @@ def test_too_many_requests_are_turned_away(model_dir: Path) -> None:
         assert server.post("/v1/completions", ENDLESS | {"max_tokens": 1}).status_code == 200
 
 
+@pytest.mark.slow
 def test_health_answers_while_long_texts_are_tokenized(server: ServerProcess) -> None:
     body = {"prompt": "the quick brown fox jumps over the lazy dog " * 24_000}  # a megabyte
     health = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)

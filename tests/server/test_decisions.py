@@ -209,10 +209,15 @@ def test_a_question_that_cannot_be_asked_is_refused(server: ServerProcess, quest
     assert answer.json()["error"]["param"] == param.replace("[...]", "")
 
 
+def test_a_predicate_needs_no_word_for_yes(server: ServerProcess) -> None:
+    """Where yes and no are several tokens, letters stand for them."""
+    answer = server.post("/v1/decisions", {"input": "x", "questions": [HOLDS, HOLDS]}).json()["answers"]
+    assert 0 < answer[0]["probability"] < 1 and answer[0]["probability"] == pytest.approx(answer[1]["probability"])
+
+
 @pytest.mark.parametrize(
     ("change", "param"),
     [
-        ({"questions": [HOLDS]}, "questions[0]"),
         ({"questions": [PICK] * 401}, "questions"),
         ({"questions": [PICK, PICK | {"choices": [{"value": "a"}] * 2}]}, "questions[1].choices"),
         ({"questions": [PICK | {"choices": [{"value": str(i)} for i in range(27)]}]}, "questions[0].choices"),

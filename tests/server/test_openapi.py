@@ -93,6 +93,31 @@ def test_answers_are_as_described(
         demand(document, path, httpx.post(server.url + path, content=b"{}", headers={"content-type": "text/plain"}))
 
 
+def test_files_and_batches_are_as_described(server: ServerProcess, document: dict[str, Any]) -> None:
+    line = (
+        b'{"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {"prompt": "hi", "max_tokens": 1}}'
+    )
+    with httpx.Client(base_url=server.url) as client:
+        file = client.post("/v1/files", files={"file": ("a.jsonl", line)}, data={"purpose": "batch"})
+        demand(document, "/v1/files", file)
+        demand(document, "/v1/files", client.post("/v1/files", data={"purpose": "batch"}))
+        asked = {"input_file_id": file.json()["id"], "endpoint": "/v1/completions", "completion_window": "24h"}
+        batch = client.post("/v1/batches", json=asked)
+        demand(document, "/v1/batches", batch)
+        for method, path in (
+            ("GET", "/v1/files"),
+            ("GET", "/v1/files/{file_id}"),
+            ("GET", "/v1/files/{file_id}/content"),
+            ("GET", "/v1/batches"),
+            ("GET", "/v1/batches/{batch_id}"),
+            ("POST", "/v1/batches/{batch_id}/cancel"),
+            ("DELETE", "/v1/files/{file_id}"),
+        ):
+            url = path.replace("{file_id}", file.json()["id"]).replace("{batch_id}", batch.json()["id"])
+            demand(document, path, client.request(method, url))
+            demand(document, path, client.request(method, f"{url[:-9]}{url[-8:]}"))
+
+
 def test_what_is_kept_is_as_described(server: ServerProcess, document: dict[str, Any]) -> None:
     response = server.post("/v1/responses", INPUT).json()["id"]
     conversation = server.post("/v1/conversations", {"items": [{"role": "user", "content": "hi"}]}).json()["id"]

@@ -185,6 +185,7 @@ def test_hostile_grammars_stop_nobody(server: ServerProcess) -> None:
     assert ask(server, TEXT, max_tokens=2)["usage"]["completion_tokens"] == 2
 
 
+@pytest.mark.slow
 def test_many_different_grammars_take_bounded_memory(server: ServerProcess) -> None:
     def one(number: int) -> int:
         return server.post(
