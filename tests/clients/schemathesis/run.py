@@ -10,6 +10,7 @@ import argparse
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import httpx
@@ -26,10 +27,10 @@ RUN = (".venv/bin/schemathesis", "run", "--phases", "coverage,fuzzing,stateful",
 
 
 def main() -> int:
-    """The number of backends on which something failed."""
+    """The number of backends on which something failed, or not all was tried in time."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backend", action="append", choices=["optimized", "reference"], help="both, if not given")
-    parser.add_argument("--seconds", type=int, default=600, help="at most, a backend")
+    parser.add_argument("--seconds", type=int, default=1200, help="at most, a backend")
     parser.add_argument("--examples", type=int, default=25, help="of each operation, beside the systematic cases")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
@@ -47,8 +48,11 @@ def main() -> int:
         with ServerProcess("", *OPTIONS, "--backend", backend) as server:
             environment = {**os.environ, "TANDEM_KEY": KEY, "TANDEM_MODEL": MODEL}
             command = [*RUN, *limits, server.url + "/openapi.json"]
+            began = time.monotonic()
             status = subprocess.run(command, cwd=FOLDER, env=environment).returncode
-            if status or httpx.get(server.url + "/health", timeout=60).status_code != 200:
+            if time.monotonic() - began > options.seconds:
+                failed.append(f"{backend} (cut off after {options.seconds} s)")
+            elif status or httpx.get(server.url + "/health", timeout=60).status_code != 200:
                 failed.append(backend)
     print(f"failed: {', '.join(failed)}" if failed else "all passed")
     return len(failed)
