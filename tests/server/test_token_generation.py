@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.equivalence.tolerances import LOGPROBS
 from tests.server.likeness import joined
 from tests.server.process import ServerProcess, connect, events, eventually
 
@@ -48,7 +49,9 @@ def test_the_tokens_are_those_of_a_completion(
         assert own.get("stop_reason") == other.get("stop_reason")
         assert own.get("text") == (other["text"] if text else None)
         reports = own["logprobs"]["content"]
-        assert [entry["logprob"] for entry in reports] == pytest.approx(other["logprobs"]["token_logprobs"])
+        assert [entry["logprob"] for entry in reports] == pytest.approx(
+            other["logprobs"]["token_logprobs"], abs=LOGPROBS
+        )
         if text:
             continue
         assert [entry["token_id"] for entry in reports] == own["token_ids"]
