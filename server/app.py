@@ -12,24 +12,9 @@ from server.middleware.gate import Gate
 from server.middleware.observe import Observe
 from server.middleware.request_id import REQUEST_ID, RequestId
 from server.openapi import install_openapi
-from server.routes import (
-    batches,
-    chat,
-    completions,
-    control,
-    conversations,
-    decisions,
-    files,
-    invocations,
-    messages,
-    models,
-    ollama,
-    operations,
-    page,
-    responses,
-    token_generation,
-    tokens,
-)
+from server.routes import control, operations, page, tokens
+from server.routes.openai import batches, chat, completions, conversations, decisions, files, models, responses
+from server.routes.vendors import invocations, messages, ollama, token_generation
 from server.state import ServerState
 from tandem import __version__
 

@@ -10,10 +10,10 @@ from server.decisions.reads import Distribution, ReadJob, distribution, read_job
 from server.dialects.dialect import Answer, Context, encode_json
 from server.responses.items import keep_items
 from server.responses.translation import as_messages, in_our_terms
-from server.schemas.chat import Message, check_messages
 from server.schemas.common import GenerationRequest
-from server.schemas.decisions import ChoiceQuestion, DecisionsRequest, Instructions, Predicate, ScoreQuestion
-from server.schemas.items import InputText
+from server.schemas.openai.chat import Message, check_messages
+from server.schemas.openai.decisions import ChoiceQuestion, DecisionsRequest, Instructions, Predicate, ScoreQuestion
+from server.schemas.openai.items import InputText
 from server.state import LoadedModel, ServerState
 from tandem.errors import RequestError
 

@@ -12,8 +12,8 @@ import msgspec
 from server.decisions.reads import Read
 from server.intake.answers import TAIL_TOKENS
 from server.intake.prompts import chat_prompt
-from server.schemas.chat import ChatRequest, Message
-from server.schemas.decisions import MAX_CHOICES, MAX_LEVELS
+from server.schemas.openai.chat import ChatRequest, Message
+from server.schemas.openai.decisions import MAX_CHOICES, MAX_LEVELS
 from server.state import LoadedModel, ServerState
 from tandem.errors import RequestError
 from tandem.text.parsers import registry

@@ -8,7 +8,7 @@ from server.decisions.reads import Read, ReadJob, distribution, read_job
 from server.dialects.dialect import Answer, Context, encode_json
 from server.intake.prompts import Prompt
 from server.schemas.common import GenerationRequest
-from server.schemas.scoring import ScoringRequest
+from server.schemas.vendors.scoring import ScoringRequest
 from server.state import LoadedModel
 from tandem.errors import RequestError
 

@@ -7,9 +7,9 @@ from typing import Any
 from server.decisions.questions import Option, Question, question_reads, text_of
 from server.decisions.reads import Distribution, ReadJob, distribution, read_job
 from server.dialects.dialect import Answer, Context, encode_json
-from server.schemas.chat import Message
 from server.schemas.common import GenerationRequest
-from server.schemas.decisions import StateQuestion, SystemOneRequest
+from server.schemas.openai.chat import Message
+from server.schemas.openai.decisions import StateQuestion, SystemOneRequest
 from server.state import LoadedModel, ServerState
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from server.dialects.dialect import Answer, Context, encode_json
 from server.dialects.openai import Delta, OpenAIDialect
-from server.schemas.chat import ChatRequest
+from server.schemas.openai.chat import ChatRequest
 from tandem.events import Content, ReasoningDelta, TextDelta, ToolCallArguments, ToolCallBegun
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from server.dialects.dialect import Answer, Context, logprobs_size
 from server.dialects.logprobs import LogprobWriter, join
 from server.dialects.openai import Delta, OpenAIDialect
-from server.schemas.completions import CompletionRequest
+from server.schemas.openai.completions import CompletionRequest
 from tandem.engine import LogprobColumns
 from tandem.events import AnyEvent, ChoiceEnded, PromptScored, TokensSampled
 

@@ -13,7 +13,7 @@ from server.dialects.dialect import Answer, Context, encode_json, written_size
 from server.dialects.logprobs import LogprobWriter, prompt_logprobs
 from server.dialects.openai import DONE, Delta, deltas
 from server.errors import ApiError
-from server.schemas.generate import TokensRequest
+from server.schemas.vendors.generate import TokensRequest
 from tandem.engine import FinishReason, TokenLogprobs
 from tandem.events import AnyEvent
 

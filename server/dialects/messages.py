@@ -16,7 +16,7 @@ from server.dialects.dialect import Answer, Context, arguments_of, encode_json
 from server.errors import ApiError
 from server.http.failures import anthropic_error
 from server.http.streaming import StreamForm
-from server.schemas.messages import (
+from server.schemas.vendors.messages import (
     DisabledThinking,
     MessagesRequest,
     NoChoice,

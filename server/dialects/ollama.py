@@ -15,7 +15,7 @@ from server.dialects.dialect import Answer, Context, TokenTimes, arguments_of, e
 from server.errors import ApiError
 from server.http.failures import ollama_error
 from server.http.streaming import StreamForm
-from server.schemas.ollama import OllamaRequest
+from server.schemas.vendors.ollama import OllamaRequest
 from tandem.engine import FinishReason
 from tandem.events import (
     AnyEvent,

@@ -17,7 +17,7 @@ from server.files.run import BatchRun, Turns
 from server.files.store import CONTINUED, DAY, OPTION, PARTIAL, after_index
 from server.intake.pool import SHORT_BYTES
 from server.responses.store import Page
-from server.schemas.batches import BatchRequest
+from server.schemas.openai.batches import BatchRequest
 from server.state import ServerState
 from tandem.errors import ConfigError, RequestError
 

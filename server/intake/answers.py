@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import msgspec
 
-from server.schemas.chat import ChatRequest
-from server.schemas.tools import callable_tools
+from server.schemas.openai.chat import ChatRequest
+from server.schemas.openai.tools import callable_tools
 from server.state import Formats, LoadedModel
 from tandem.errors import RequestError
 from tandem.generation.decoding import PLAIN, Reading

@@ -7,7 +7,7 @@ from server.intake.answers import plan_answer
 from server.intake.job import Job
 from server.intake.prompts import chat_prompt, request_template
 from server.intake.sampling import chat_sampling
-from server.schemas.chat import ChatRequest
+from server.schemas.openai.chat import ChatRequest
 from server.state import LoadedModel
 
 

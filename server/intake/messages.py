@@ -15,9 +15,11 @@ from server.config import ServerConfig
 from server.intake.conversation import chat_job
 from server.intake.job import Job
 from server.intake.prompts import tokenize
-from server.schemas.chat import ChatRequest, ContentPart, FunctionCall, Message, ToolCall
-from server.schemas.forms import JsonSchemaFormat, NamedSchema
-from server.schemas.messages import (
+from server.schemas.openai.chat import ChatRequest, ContentPart, FunctionCall, Message, ToolCall
+from server.schemas.openai.forms import JsonSchemaFormat, NamedSchema
+from server.schemas.openai.tools import FunctionDefinition, Named, NamedTool, ToolChoice, ToolDefinition
+from server.schemas.tokens import TokenizeRequest
+from server.schemas.vendors.messages import (
     AdaptiveThinking,
     AnyChoice,
     AutoChoice,
@@ -34,8 +36,6 @@ from server.schemas.messages import (
     ToolResultBlock,
     ToolUseBlock,
 )
-from server.schemas.tokens import TokenizeRequest
-from server.schemas.tools import FunctionDefinition, Named, NamedTool, ToolChoice, ToolDefinition
 from server.state import LoadedModel
 from tandem.errors import RequestError
 

@@ -12,9 +12,9 @@ from server.intake.conversation import chat_job
 from server.intake.job import Job
 from server.intake.prompts import completion_prompts
 from server.intake.sampling import completion_sampling
-from server.schemas.chat import ChatRequest, FunctionCall, Message, ToolCall
-from server.schemas.completions import CompletionRequest
-from server.schemas.ollama import OllamaChat, OllamaGenerate, OllamaMessage, OllamaRequest
+from server.schemas.openai.chat import ChatRequest, FunctionCall, Message, ToolCall
+from server.schemas.openai.completions import CompletionRequest
+from server.schemas.vendors.ollama import OllamaChat, OllamaGenerate, OllamaMessage, OllamaRequest
 from server.state import LoadedModel
 from tandem.errors import RequestError
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import msgspec
 
-from server.schemas.chat import ChatRequest, Message
 from server.schemas.common import GenerationRequest
-from server.schemas.completions import CompletionRequest
+from server.schemas.openai.chat import ChatRequest, Message
+from server.schemas.openai.completions import CompletionRequest
 from server.schemas.tokens import TokenizeRequest
 from server.state import LoadedModel
 from tandem.errors import RequestError

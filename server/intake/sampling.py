@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from server.intake.prompts import gap_form
-from server.schemas.chat import ChatRequest
 from server.schemas.common import GenerationRequest
-from server.schemas.completions import CompletionRequest
+from server.schemas.openai.chat import ChatRequest
+from server.schemas.openai.completions import CompletionRequest
 from server.state import LoadedModel
 from tandem.errors import RequestError
 from tandem.sampling_params import SamplingParams

@@ -7,7 +7,7 @@ from server.intake.job import Job
 from server.intake.prompts import Prompt
 from server.intake.sampling import check_prompt_logprobs
 from server.schemas.common import GenerationRequest
-from server.schemas.generate import TokensRequest
+from server.schemas.vendors.generate import TokensRequest
 from server.state import LoadedModel
 from tandem.errors import ContextLengthError, RequestError
 from tandem.generation.decoding import PLAIN, Reading

@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from server.schemas.items import (
+from server.schemas.openai.items import (
     FunctionCallItem,
     FunctionOutputItem,
     ItemReference,

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from server.dialects.dialect import Context
-from server.schemas.responses import JsonSchemaText, ResponsesRequest
+from server.schemas.openai.responses import JsonSchemaText, ResponsesRequest
 
 
 def frame(request: ResponsesRequest, context: Context) -> dict[str, Any]:

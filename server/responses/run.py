@@ -14,8 +14,8 @@ from server.responses.journal import Journal, Reader, pack
 from server.responses.objects import frame
 from server.responses.store import Entry
 from server.responses.turn import ResponseJob, Turn
-from server.schemas.items import MAX_ITEMS
-from server.schemas.responses import ResponsesRequest
+from server.schemas.openai.items import MAX_ITEMS
+from server.schemas.openai.responses import ResponsesRequest
 from server.state import ServerState
 from tandem.errors import RequestError, TandemError
 from tandem.generation.generation import Generation

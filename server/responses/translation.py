@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from server.responses.items import Kept
-from server.schemas.chat import ChatRequest, FunctionCall, Message, ToolCall
-from server.schemas.forms import JsonSchemaFormat, NamedSchema, ResponseFormat
-from server.schemas.responses import (
+from server.schemas.openai.chat import ChatRequest, FunctionCall, Message, ToolCall
+from server.schemas.openai.forms import JsonSchemaFormat, NamedSchema, ResponseFormat
+from server.schemas.openai.responses import (
     AllowedFunctions,
     FunctionChoice,
     FunctionTools,
@@ -20,7 +20,7 @@ from server.schemas.responses import (
     ResponsesRequest,
     TextOptions,
 )
-from server.schemas.tools import (
+from server.schemas.openai.tools import (
     AllowedList,
     AllowedTools,
     FunctionDefinition,

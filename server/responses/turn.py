@@ -13,9 +13,9 @@ from server.intake.job import Job
 from server.responses.items import Kept, keep_items
 from server.responses.store import Store
 from server.responses.translation import Messages, as_messages, chat_request, in_our_terms
-from server.schemas.chat import ChatRequest
-from server.schemas.items import MAX_ITEMS
-from server.schemas.responses import PromptFields
+from server.schemas.openai.chat import ChatRequest
+from server.schemas.openai.items import MAX_ITEMS
+from server.schemas.openai.responses import PromptFields
 from server.state import LoadedModel
 from tandem.errors import ContextLengthError, RequestError
 

@@ -9,22 +9,25 @@ from typing import Any
 
 import msgspec
 
-from server.schemas.batches import BatchRequest
-from server.schemas.chat import ChatRequest
-from server.schemas.completions import CompletionRequest
 from server.schemas.control import CollectiveCall
-from server.schemas.conversations import ConversationRequest, ConversationUpdate, ItemsRequest
-from server.schemas.decisions import (
+from server.schemas.openai.batches import BatchRequest
+from server.schemas.openai.chat import ChatRequest
+from server.schemas.openai.completions import CompletionRequest
+from server.schemas.openai.conversations import ConversationRequest, ConversationUpdate, ItemsRequest
+from server.schemas.openai.decisions import (
     DECISIONS_REFUSALS,
     NO_STREAM,
     SYSTEM_ONE_REFUSALS,
     DecisionsRequest,
     SystemOneRequest,
 )
-from server.schemas.generate import GENERATE_REFUSALS, TokensRequest
-from server.schemas.items import Item
-from server.schemas.messages import REFUSALS, CountRequest, MessagesRequest
-from server.schemas.ollama import (
+from server.schemas.openai.items import Item
+from server.schemas.openai.responses import REFUSED, InputTokensRequest, ResponsesRequest
+from server.schemas.tokens import DetokenizeRequest, TokenizeRequest
+from server.schemas.unsupported import UNSUPPORTED, Refusals
+from server.schemas.vendors.generate import GENERATE_REFUSALS, TokensRequest
+from server.schemas.vendors.messages import REFUSALS, CountRequest, MessagesRequest
+from server.schemas.vendors.ollama import (
     CHAT_REFUSALS,
     OPTION_REFUSALS,
     OllamaChat,
@@ -32,11 +35,8 @@ from server.schemas.ollama import (
     OllamaShow,
     Options,
 )
-from server.schemas.ollama import GENERATE_REFUSALS as OLLAMA_GENERATE_REFUSALS
-from server.schemas.responses import REFUSED, InputTokensRequest, ResponsesRequest
-from server.schemas.scoring import ScoringRequest
-from server.schemas.tokens import DetokenizeRequest, TokenizeRequest
-from server.schemas.unsupported import UNSUPPORTED, Refusals
+from server.schemas.vendors.ollama import GENERATE_REFUSALS as OLLAMA_GENERATE_REFUSALS
+from server.schemas.vendors.scoring import ScoringRequest
 
 Schema = dict[str, Any]
 

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from server.schemas.forms import FormFields
+from server.schemas.openai.forms import FormFields
 from tandem.errors import RequestError
 from tandem.sampling_params import MAX_LOGPROB_TOKEN_IDS
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import msgspec
 
-from server.schemas.chat import Documents, Messages, TemplateText, Variables, check_messages
 from server.schemas.common import Name, TokenIds
-from server.schemas.tools import Tools
+from server.schemas.openai.chat import Documents, Messages, TemplateText, Variables, check_messages
+from server.schemas.openai.tools import Tools
 from tandem.errors import RequestError
 
 

@@ -12,7 +12,7 @@ from anthropic.types import (
 
 from server.dialects.messages import added_up
 from server.intake.messages import chat_request
-from server.routes.messages import PARSER
+from server.routes.vendors.messages import PARSER
 
 DEMO = "tandem-demo"
 PATH, COUNT = "/v1/messages", "/v1/messages/count_tokens"

@@ -12,11 +12,11 @@ import pytest
 
 from server.app import create_app
 from server.config import ServerConfig
-from server.routes.chat import PARSER as CHAT
-from server.routes.completions import PARSER as COMPLETIONS
-from server.routes.decisions import DECISIONS_PARSER, SCORING_PARSER, SYSTEM_ONE_PARSER
-from server.routes.token_generation import PARSER as TOKENS
+from server.routes.openai.chat import PARSER as CHAT
+from server.routes.openai.completions import PARSER as COMPLETIONS
+from server.routes.openai.decisions import DECISIONS_PARSER, SCORING_PARSER, SYSTEM_ONE_PARSER
 from server.routes.tokens import DETOKENIZE, TOKENIZE
+from server.routes.vendors.token_generation import PARSER as TOKENS
 from server.schemas.unsupported import UNSUPPORTED
 from server.state import ServerState
 from tests.server.conftest import MODEL

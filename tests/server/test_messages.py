@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from server.dialects.dialect import Answer
 from server.dialects.messages import Blocks, MessagesDialect, added_up
-from server.routes.messages import COUNT_PARSER, FAMILY, PARSER
+from server.routes.vendors.messages import COUNT_PARSER, FAMILY, PARSER
 from tandem.events import ChoiceEnded, ReasoningDelta, TextDelta, ToolCallArguments, ToolCallBegun, ToolCallEnded
 from tests.server.conftest import MODEL
 from tests.server.messages import (

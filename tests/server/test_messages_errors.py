@@ -20,8 +20,8 @@ from anthropic.types import (
 
 from server.app import create_app
 from server.config import ServerConfig
-from server.routes.messages import COUNT_PARSER, FAMILY, PARSER
-from server.schemas.messages import REFUSALS
+from server.routes.vendors.messages import COUNT_PARSER, FAMILY, PARSER
+from server.schemas.vendors.messages import REFUSALS
 from server.state import ServerState
 from tandem.errors import RequestError
 from tests.server.conftest import MODEL

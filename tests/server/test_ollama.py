@@ -18,8 +18,8 @@ import pytest
 import tandem
 from server.dialects.dialect import Answer
 from server.dialects.ollama import OllamaChatDialect
-from server.routes.ollama import CHAT_PARSER, GENERATE_PARSER
-from server.schemas.ollama import CHAT_REFUSALS, GENERATE_REFUSALS, OPTION_REFUSALS, OllamaChat, Options
+from server.routes.vendors.ollama import CHAT_PARSER, GENERATE_PARSER
+from server.schemas.vendors.ollama import CHAT_REFUSALS, GENERATE_REFUSALS, OPTION_REFUSALS, OllamaChat, Options
 from tandem.events import ChoiceEnded, TextDelta, ToolCallArguments, ToolCallBegun, ToolCallEnded
 from tests.server.conftest import MODEL
 from tests.server.process import ServerProcess, connect, eventually

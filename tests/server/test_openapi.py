@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from server import routes
 from server.middleware.gate import OPEN_PATHS
 from server.schemas.bodies import BODIES, body_schemas
-from server.schemas.items import read_items
+from server.schemas.openai.items import read_items
 from server.schemas.parse import BodyParser
 from server.schemas.unsupported import refuse_unsupported
 from tandem.errors import RequestError
@@ -149,7 +149,7 @@ def test_what_is_kept_is_as_described(server: ServerProcess, document: dict[str,
 
 def test_refused_fields_are_described_as_the_parsers_refuse_them() -> None:
     modules = [
-        importlib.import_module(f"server.routes.{found.name}") for found in pkgutil.iter_modules(routes.__path__)
+        importlib.import_module(found.name) for found in pkgutil.walk_packages(routes.__path__, "server.routes.")
     ]
     parsers = [value for module in modules for value in vars(module).values() if isinstance(value, BodyParser)]
     assert {parser.struct for parser in parsers} == BODIES.keys()

@@ -117,7 +117,7 @@ def test_mistakes_name_the_field(server: ServerProcess, options: dict[str, Any],
 
 
 def test_every_field_has_a_wrong_value() -> None:
-    from server.schemas.responses import ResponsesRequest
+    from server.schemas.openai.responses import ResponsesRequest
 
     assert set(ResponsesRequest.__struct_fields__) <= {name for options, _ in WRONG for name in options}
 

@@ -11,7 +11,7 @@ from server.intake.conversation import chat_job
 from server.intake.job import Job
 from server.openapi import describe
 from server.routes.generation import Arrival, Family, in_dialect
-from server.schemas.chat import ChatRequest
+from server.schemas.openai.chat import ChatRequest
 from server.schemas.parse import BodyParser
 from tandem.errors import RequestError
 

@@ -12,11 +12,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from server.openapi import describe
-from server.routes import chat, completions, responses
 from server.routes.generation import Arrival, arrive
-from server.schemas.chat import ChatRequest
-from server.schemas.completions import CompletionRequest
-from server.schemas.responses import ResponsesRequest
+from server.routes.openai import chat, completions, responses
+from server.schemas.openai.chat import ChatRequest
+from server.schemas.openai.completions import CompletionRequest
+from server.schemas.openai.responses import ResponsesRequest
 from tandem.errors import RequestError
 
 # The first field that a body has decides.

@@ -22,8 +22,8 @@ from server.responses.paging import FLAG, FLAGS, PAGING, Paging, flag, listed, n
 from server.responses.run import MAX_BACKGROUND, Run
 from server.responses.turn import ResponseJob, count_tokens, gather, response_job
 from server.routes.generation import Arrival, Family, Started
+from server.schemas.openai.responses import REFUSED, InputTokensRequest, ResponsesRequest
 from server.schemas.parse import BodyParser
-from server.schemas.responses import REFUSED, InputTokensRequest, ResponsesRequest
 from server.schemas.unsupported import UNSUPPORTED
 from server.state import LoadedModel, ServerState
 from tandem.errors import RequestError

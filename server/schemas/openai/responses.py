@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from server.schemas.chat import OutputLimit, Variables
 from server.schemas.common import (
     Count,
     LogitBias,
@@ -29,9 +28,10 @@ from server.schemas.common import (
     TokenId,
     TopK,
 )
-from server.schemas.forms import JsonObjectFormat, TextFormat
-from server.schemas.items import ItemId, RawItems
-from server.schemas.tools import FunctionName
+from server.schemas.openai.chat import OutputLimit, Variables
+from server.schemas.openai.forms import JsonObjectFormat, TextFormat
+from server.schemas.openai.items import ItemId, RawItems
+from server.schemas.openai.tools import FunctionName
 from server.schemas.unsupported import Refusals
 from tandem.errors import RequestError
 

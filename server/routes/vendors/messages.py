@@ -14,8 +14,8 @@ from server.intake.messages import count_tokens, messages_job
 from server.openapi import describe
 from server.routes.direct import respond
 from server.routes.generation import Arrival, Family, in_dialect
-from server.schemas.messages import REFUSALS, CountRequest, MessagesRequest
 from server.schemas.parse import BodyParser
+from server.schemas.vendors.messages import REFUSALS, CountRequest, MessagesRequest
 from server.state import LoadedModel, ServerState
 
 PARSER = BodyParser(MessagesRequest, REFUSALS)

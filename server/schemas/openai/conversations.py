@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Meta
 
 from server.schemas.common import Metadata
-from server.schemas.items import DESCRIBED
+from server.schemas.openai.items import DESCRIBED
 
 NewItems = Annotated[list[dict[str, Any]], Meta(min_length=1, max_length=20, extra_json_schema=DESCRIBED)]
 

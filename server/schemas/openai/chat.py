@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Meta
 
 from server.schemas.common import INT31, Count, GenerationRequest, Name
-from server.schemas.tools import NamedTool, ToolChoice, Tools, callable_tools
+from server.schemas.openai.tools import NamedTool, ToolChoice, Tools, callable_tools
 from tandem.errors import RequestError
 from tandem.text.chat_template import TEXT_PARTS
 

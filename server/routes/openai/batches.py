@@ -14,7 +14,7 @@ from server.intake.body import ignored_headers, read_body, state_of
 from server.middleware.gate import OWNER
 from server.openapi import describe, queries
 from server.responses.paging import listed, number
-from server.schemas.batches import BatchRequest
+from server.schemas.openai.batches import BatchRequest
 from server.schemas.parse import BodyParser
 
 PARSER = BodyParser(BatchRequest, refusals={})

@@ -12,8 +12,8 @@ import msgspec
 from msgspec import Meta
 
 from server.schemas.common import Name
+from server.schemas.openai.tools import FunctionName
 from server.schemas.parse import explain
-from server.schemas.tools import FunctionName
 
 MAX_ITEMS = 4096
 ItemId = Annotated[str, Meta(min_length=1, max_length=256)]

@@ -11,8 +11,8 @@ import msgspec
 from msgspec import Meta
 
 from server.schemas.common import INT31, Count, Name, Penalty, Probability, Seed, StopString, Temperature
-from server.schemas.forms import JsonObjectFormat, JsonSchemaFormat, NamedSchema
-from server.schemas.tools import Tools
+from server.schemas.openai.forms import JsonObjectFormat, JsonSchemaFormat, NamedSchema
+from server.schemas.openai.tools import Tools
 from server.schemas.unsupported import Refusals, is_same
 from tandem.errors import RequestError
 

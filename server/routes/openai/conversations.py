@@ -19,8 +19,8 @@ from server.openapi import describe, queries
 from server.responses.items import keep_items, new_id
 from server.responses.paging import PAGING, Paging, listed
 from server.responses.store import Entry, Page, Store
-from server.schemas.conversations import ConversationRequest, ConversationUpdate, ItemsRequest
-from server.schemas.items import MAX_ITEMS
+from server.schemas.openai.conversations import ConversationRequest, ConversationUpdate, ItemsRequest
+from server.schemas.openai.items import MAX_ITEMS
 from server.schemas.parse import BodyParser, Checked
 
 CREATE = BodyParser(ConversationRequest, refusals={})

@@ -10,8 +10,8 @@ from server.dialects.generate import TokensDialect
 from server.intake.tokens import tokens_job
 from server.openapi import describe
 from server.routes.generation import Family, in_dialect
-from server.schemas.generate import GENERATE_REFUSALS, TokensRequest
 from server.schemas.parse import BodyParser
+from server.schemas.vendors.generate import GENERATE_REFUSALS, TokensRequest
 
 PARSER = BodyParser(TokensRequest, GENERATE_REFUSALS)
 router = APIRouter(tags=["generate"])

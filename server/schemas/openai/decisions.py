@@ -10,9 +10,9 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from server.schemas.chat import Variables
 from server.schemas.common import Name, Priority, RequestId, Salt, ShortText
-from server.schemas.items import InputText, RawItems
+from server.schemas.openai.chat import Variables
+from server.schemas.openai.items import InputText, RawItems
 from server.schemas.unsupported import UNSUPPORTED, Refusals
 from tandem.errors import RequestError
 

@@ -12,7 +12,7 @@ from server.intake.prompts import completion_prompts
 from server.intake.sampling import check_prompt_logprobs, completion_sampling
 from server.openapi import describe
 from server.routes.generation import Arrival, Family, in_dialect
-from server.schemas.completions import CompletionRequest
+from server.schemas.openai.completions import CompletionRequest
 from server.schemas.parse import BodyParser
 
 PARSER = BodyParser(CompletionRequest)

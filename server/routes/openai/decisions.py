@@ -11,7 +11,7 @@ from server.decisions.scoring import ScoringWriter, scoring_job
 from server.decisions.systemone import SystemOneWriter, systemone_job
 from server.openapi import describe
 from server.routes.generation import Family, as_whole
-from server.schemas.decisions import (
+from server.schemas.openai.decisions import (
     DECISIONS_REFUSALS,
     NO_STREAM,
     SYSTEM_ONE_REFUSALS,
@@ -19,7 +19,7 @@ from server.schemas.decisions import (
     SystemOneRequest,
 )
 from server.schemas.parse import BodyParser
-from server.schemas.scoring import ScoringRequest
+from server.schemas.vendors.scoring import ScoringRequest
 
 SCORING_PARSER = BodyParser(ScoringRequest, NO_STREAM)
 SYSTEM_ONE_PARSER = BodyParser(SystemOneRequest, SYSTEM_ONE_REFUSALS)

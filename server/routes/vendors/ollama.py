@@ -18,8 +18,8 @@ from server.intake.ollama import ollama_chat_job, ollama_generate_job
 from server.openapi import describe
 from server.routes.direct import respond
 from server.routes.generation import Arrival, Family, in_dialect
-from server.schemas.ollama import CHAT_REFUSALS, GENERATE_REFUSALS, OllamaChat, OllamaGenerate, OllamaShow
 from server.schemas.parse import BodyParser
+from server.schemas.vendors.ollama import CHAT_REFUSALS, GENERATE_REFUSALS, OllamaChat, OllamaGenerate, OllamaShow
 from server.state import LoadedModel, ServerState
 from tandem import __version__
 from tandem.text.fill_in_middle import fill_in_middle

@@ -1,0 +1,1 @@
+"""OpenAI's routes, one router a family."""

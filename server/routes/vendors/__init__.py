@@ -1,0 +1,1 @@
+"""Routes of other vendors' APIs: Anthropic's, Ollama's, SageMaker's and vLLM's own."""
