@@ -6,6 +6,7 @@ import asyncio
 import uuid
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import msgspec
 from starlette.types import ASGIApp
@@ -106,8 +107,8 @@ class Batches:
         rest = own[after_index([batch.id for batch in own], after) :]
         return Page([batch.wire for batch in rest[:limit]], len(rest) > limit)
 
-    async def cancel(self, owner: str, batch_id: str) -> Batch:
-        """End a batch early; one that ends already goes on to do so.
+    async def cancel(self, owner: str, batch_id: str) -> dict[str, Any]:
+        """End a batch early; one that ends already goes on to do so. Returns what it was when it was told to.
 
         Raises:
             ApiError: 404, there is no such batch; 409, it has ended.
@@ -116,11 +117,13 @@ class Batches:
         if batch.status in ("validating", "in_progress"):
             run = self._runs[batch_id]
             run.cancel()
+            told = batch.wire
             await self._in_thread(run.save)
+            return told
         elif batch.status not in ("cancelling", "cancelled", "finalizing"):
             message = f"Cannot cancel a batch with status '{batch.status}'."
             raise ApiError(409, message, "batch_not_cancellable", "batch_id")
-        return batch
+        return batch.wire
 
     async def close(self) -> None:
         """Stop all of them where they are."""

@@ -55,7 +55,7 @@ async def retrieve_batch(request: Request, batch_id: str) -> Response:
 @router.post("/v1/batches/{batch_id}/cancel", summary="End a batch early.")
 async def cancel_batch(request: Request, batch_id: str) -> Response:
     """The answers that there are become its files."""
-    return _json((await _batches(request).cancel(_owner(request), batch_id)).wire)
+    return _json(await _batches(request).cancel(_owner(request), batch_id))
 
 
 def _batches(request: Request) -> Batches:
