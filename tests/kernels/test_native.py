@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import platform
 import random
 import shutil
@@ -489,7 +490,8 @@ def is_running(pid: int) -> bool:
 def assert_gone(processes: list[int], directory: Path) -> None:
     """Within seconds, and nothing is left of them."""
     for _ in range(100):
-        left = [path for path in directory.rglob("*") if path.name != "temporary"]
+        # os.walk, unlike rglob, goes on where a directory disappears under it
+        left = [name for _, *names in os.walk(directory) for name in itertools.chain(*names) if name != "temporary"]
         if not left and not any(map(is_running, processes)):
             return
         time.sleep(0.05)

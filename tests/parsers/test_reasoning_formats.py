@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from time import process_time
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tandem.text.parsers.registry import reasoning_format, reasoning_format_names
+from tests.growth import assert_linear
 from tests.parsers.drawn import FRAGMENTS, TEXTS, content, fed, joined, reasoning, splits
 
 BY_NAME = pytest.mark.parametrize("name", reasoning_format_names())
@@ -96,7 +95,5 @@ def test_hostile_texts_take_linear_time(name: str) -> None:
     begin, end = begin_and_end(name)
     for again in [*FRAGMENTS, begin, begin[:-1], end[:-1], form.end, "\n"]:
         text = (begin + again * (100_000 // len(again)))[:100_000]
-        started = process_time()
-        fed(form.parser(0, ""), [text])
-        fed(form.parser(0, ""), text[:10_000])
-        assert process_time() - started < 0.4, again
+        assert_linear(lambda size, text=text: fed(form.parser(0, ""), [text[:size]]), 100_000)
+        assert_linear(lambda size, text=text: fed(form.parser(0, ""), text[:size]), 10_000)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 
 import pytest
 
@@ -16,12 +15,10 @@ SLOW = {"grammar": "slow", "eos_token_ids": (1,)}  # the stub takes half a secon
 def test_a_slow_preparation_holds_up_nobody_else() -> None:
     async def scenario() -> None:
         async with running() as (_, client):
-            began = time.monotonic()
-            slow = client.submit([request(max_tokens=2, **SLOW)])
+            slow = asyncio.create_task(finish(client.submit([request(max_tokens=2, **SLOW)])))
             await finish(client.submit([request(max_tokens=3)]))
-            assert time.monotonic() - began < 0.4, "a request without a grammar waited for one"
-            assert (await finish(slow))[-1].finish_reason == "length"
-            assert 0.4 < time.monotonic() - began < 2
+            assert not slow.done(), "a request without a grammar waited for one"
+            assert (await slow)[-1].finish_reason == "length"
 
     asyncio.run(scenario())
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from typing import Any
 
 import pytest
@@ -17,6 +16,7 @@ from tandem.text.chat_template import ChatTemplate
 from tandem.text.conversation import ConversationEncoder
 from tandem.text.special_tokens import BREAK, ESCAPED_BREAK, SpecialTokenEscaper
 from tandem.text.tokenizer import Tokenizer
+from tests.growth import assert_linear
 
 SPECIAL = ("<|im_start|>", "<|im_end|>", "</s>", "[INST]")
 CHATML = (
@@ -314,10 +314,7 @@ def test_no_token_is_left_in_one_piece(tokens: list[str], text: str) -> None:
         assert escaped is text
 
 
-def test_escaping_is_fast_whatever_is_typed_and_however_many_tokens_there_are() -> None:
-
+def test_escaping_takes_linear_time_whatever_is_typed_and_however_many_tokens_there_are() -> None:
     escaper = SpecialTokenEscaper([f"<|reserved_{i}|>" for i in range(6000)])
     for text in ("<|reserved_" * 100_000, "<" * 1_000_000, "<|reserved_5999|>" * 60_000, "x" * 1_000_000):
-        began = time.perf_counter()
-        escaper.escape(text)
-        assert time.perf_counter() - began < 2
+        assert_linear(lambda size, text=text: escaper.escape(text[:size]), len(text))
