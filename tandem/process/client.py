@@ -16,8 +16,6 @@ from itertools import count
 from typing import Any
 
 import zmq
-import zmq.asyncio
-from zmq.utils.monitor import recv_monitor_message
 
 from tandem.engine import EngineInfo, EngineOutput, EngineRequest, EngineStats
 from tandem.errors import (
@@ -27,6 +25,7 @@ from tandem.errors import (
     EngineLoadingError,
     EngineStalledError,
 )
+from tandem.process.inbox import Inbox
 from tandem.process.messages import (
     METHODS,
     Abort,
@@ -268,17 +267,16 @@ class EngineClient:
 
     async def start(self) -> None:
         """Connect; returns at once, whether or not the engine is there yet."""
-        where, context = self._endpoint, zmq.asyncio.Context()
+        where, context = self._endpoint, zmq.Context[zmq.Socket[bytes]]()
         self._context = context
         self._heartbeats = connect(context, zmq.SUB, where.heartbeats, where.secret)
         self._socket = connect(context, zmq.DEALER, where.requests, where.secret, self.identity)
         self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         self._last_sign = time.monotonic()
+        self._inbox = Inbox(self._socket, self._on_frames)
+        self._others = Inbox(self._heartbeats, self._on_heartbeat_frame), Inbox(self._monitor, self._on_disconnected)
         self._greet()
-        self._tasks = [
-            asyncio.create_task(task())
-            for task in (self._receive, self._receive_heartbeats, self._watch_connection, self._watch)
-        ]
+        self._watching = asyncio.create_task(self._watch())
         if self._supervisor is not None:
             self._supervisor.subscribe(self._on_supervisor)
             self._on_supervisor(self._supervisor.status)
@@ -288,9 +286,10 @@ class EngineClient:
         if self._closing:
             return
         self._closing = True
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._watching.cancel()
+        await asyncio.gather(self._watching, return_exceptions=True)
+        for inbox in (self._inbox, *self._others):
+            inbox.close()
         self._fail(EngineDeadError("the server is shutting down"))
         self._set("dead", "the server is shutting down")
         self._send(Bye(*self._number()))
@@ -311,6 +310,7 @@ class EngineClient:
         self._sent += 1
         self._sent_at = time.monotonic()
         self._socket.send_multipart([encode(header), *bodies])  # queued at once; there is no limit to wait for
+        self._inbox.look()
 
     def _send_requests(self) -> None:
         if not self._unsent:
@@ -342,16 +342,15 @@ class EngineClient:
 
     # ------------------------------------------------------------------ receiving
 
-    async def _receive(self) -> None:
-        while True:
-            header_frame, *bodies = await self._socket.recv_multipart()
-            try:
-                header = _decode_header(header_frame)
-            except FrameError:
-                self._break("sent a frame that cannot be read")
-                continue
-            if header.session == self._session:
-                self._handle(header, bodies)
+    def _on_frames(self, frames: list[bytes]) -> None:
+        header_frame, *bodies = frames
+        try:
+            header = _decode_header(header_frame)
+        except FrameError:
+            self._break("sent a frame that cannot be read")
+            return
+        if header.session == self._session:
+            self._handle(header, bodies)
 
     def _handle(self, header: FromEngine, bodies: list[bytes]) -> None:
         self._last_sign = time.monotonic()
@@ -466,25 +465,23 @@ class EngineClient:
         if status.state == "restarting":
             self._greet()  # waits in the socket for the next engine
 
-    async def _watch_connection(self) -> None:
+    def _on_disconnected(self, _: list[bytes]) -> None:
         """Tell an engine that has vanished from one that is silent."""
-        while True:
-            await recv_monitor_message(self._monitor)
-            session, was_welcome = self._session, not self._greeted
-            await asyncio.sleep(DISCONNECT_SECONDS)
-            is_welcome_since = not was_welcome and not self._greeted  # over the next connection, then
-            is_lost = session == self._session and not is_welcome_since
-            if is_lost and self._status.state in ("ready", "unhealthy"):
-                self._break("was lost")
-                self._set("unhealthy", "the connection to the engine was lost")
+        was_welcome = not self._greeted
+        asyncio.get_running_loop().call_later(DISCONNECT_SECONDS, self._check_connection, self._session, was_welcome)
+
+    def _check_connection(self, session: int, was_welcome: bool) -> None:
+        is_welcome_since = not was_welcome and not self._greeted  # over the next connection, then
+        is_lost = session == self._session and not is_welcome_since
+        if is_lost and self._status.state in ("ready", "unhealthy"):
+            self._break("was lost")
+            self._set("unhealthy", "the connection to the engine was lost")
 
     # ------------------------------------------------------------------ health
 
-    async def _receive_heartbeats(self) -> None:
-        while True:
-            frame = await self._heartbeats.recv()
-            with contextlib.suppress(FrameError):  # no request depends on it, and silence will be noticed
-                self._on_heartbeat(_decode_heartbeat(frame))
+    def _on_heartbeat_frame(self, frames: list[bytes]) -> None:
+        with contextlib.suppress(FrameError):  # no request depends on it, and silence will be noticed
+            self._on_heartbeat(_decode_heartbeat(b"".join(frames)))
 
     def _on_heartbeat(self, heartbeat: Heartbeat) -> None:
         if heartbeat.incarnation < self._incarnation:
