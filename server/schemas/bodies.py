@@ -5,6 +5,7 @@ JSON Schema cannot say which fields contradict each other, nor what depends on t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -73,11 +74,60 @@ def body_schemas() -> dict[str, Schema]:
     for body, refusals in BODIES.items():
         _add_refusals(components[body.__name__], refusals)
     components["Item"] = _item(item, components)
+    _add_conditions(components)
     components["Options"]["additionalProperties"] = False
     _add_refusals(components["Options"], OPTION_REFUSALS)
     for body in (OllamaChat, OllamaGenerate):
         components[body.__name__]["properties"]["options"] = {"anyOf": [options, _NULL], "default": None}
     return components
+
+
+def _add_conditions(components: dict[str, Schema]) -> None:
+    """What ``check`` demands of fields together, as far as a schema can say it."""
+    message = components["Message"]
+    message["anyOf"] = _message_forms(message["properties"])
+    tokenize = components["TokenizeRequest"]
+    tokenize["anyOf"] = [
+        _given(tokenize, "prompt", without=("messages",)),
+        _given(tokenize, "messages", without=("prompt",)),
+    ]
+    for body in (components["ResponsesRequest"], components["InputTokensRequest"]):
+        _array(body["properties"]["input"])["items"] = {"$ref": REFERENCE.format(name="Item")}
+        body["anyOf"] = [
+            _given(body, "input", without=("previous_response_id", "conversation")),
+            _given(body, "previous_response_id", without=("conversation",)),
+            _given(body, "conversation", without=("previous_response_id",)),
+        ]
+
+
+def _message_forms(fields: Schema) -> list[Schema]:
+    """A message by its role (``check_messages``)."""
+    content = {"anyOf": [{"type": "string"}, {**_array(fields["content"]), "minItems": 1}]}
+    no_calls = {"tool_calls": {"anyOf": [{"type": "array", "maxItems": 0}, _NULL]}, "function_call": _NULL}
+    others = [role for role in fields["role"]["enum"] if role not in ("assistant", "tool")]
+
+    def form(roles: list[str], /, **needed: Schema) -> Schema:
+        return {"required": ["role", *needed], "properties": {"role": {"enum": roles}, **no_calls, **needed}}
+
+    return [
+        form(others, content=content),
+        form(["tool"], content=content, tool_call_id={"type": "string"}),
+        form(["assistant"], content=content),
+        form(["assistant"], refusal={"type": "string"}),
+        form(["assistant"], tool_calls={"type": "array", "minItems": 1}),
+        form(["assistant"], function_call={"type": "object"}),
+    ]
+
+
+def _array(field: Schema) -> Schema:
+    return next(form for form in field["anyOf"] if form.get("type") == "array")
+
+
+def _given(body: Schema, name: str, without: Sequence[str] = ()) -> Schema:
+    """The field has a value that is not null, and others have none."""
+    forms = [form for form in body["properties"][name]["anyOf"] if form != _NULL]
+    value = forms[0] if len(forms) == 1 else {"anyOf": forms}
+    return {"required": [name], "properties": {name: value, **dict.fromkeys(without, _NULL)}}
 
 
 def _add_refusals(schema: Schema, refusals: Refusals) -> None:

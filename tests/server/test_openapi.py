@@ -17,7 +17,9 @@ from server import routes
 from server.middleware.gate import OPEN_PATHS
 from server.schemas.bodies import BODIES, body_schemas
 from server.schemas.openai.items import read_items
+from server.schemas.openai.responses import InputTokensRequest
 from server.schemas.parse import BodyParser
+from server.schemas.tokens import TokenizeRequest
 from server.schemas.unsupported import refuse_unsupported
 from tandem.errors import RequestError
 from tests.server.process import ServerProcess
@@ -183,14 +185,66 @@ def test_true_is_no_number_in_what_is_refused(server: ServerProcess, name: str, 
     )
 )
 def test_items_are_described_as_they_are_read(item: dict[str, Any]) -> None:
-    components = {"components": {"schemas": body_schemas()}}
-    described = jsonschema.Draft202012Validator({"$ref": "#/components/schemas/Item", **components}).is_valid(item)
+    described = is_described("Item", item)
     try:
         read_items([item], "input")
     except RequestError:
         assert not described
     else:
         assert described
+
+
+CALL = {"function": {"name": "f"}}
+MESSAGES = st.fixed_dictionaries(
+    {"role": st.sampled_from(["user", "assistant", "tool", "function", "wizard"])},
+    optional={
+        "content": st.sampled_from(["", "hi", [], [{"type": "text", "text": "hi"}], 5, None]),
+        "tool_call_id": st.sampled_from(["call_1", None]),
+        "tool_calls": st.sampled_from([[], [CALL], None]),
+        "function_call": st.sampled_from([CALL["function"], None]),
+        "refusal": st.sampled_from(["no", None]),
+    },
+)
+
+
+@given(
+    body=st.fixed_dictionaries(
+        {},
+        optional={
+            "prompt": st.sampled_from(["hi", None]),
+            "messages": st.none() | st.lists(MESSAGES, max_size=2),
+        },
+    )
+)
+def test_messages_are_described_as_they_are_taken(body: dict[str, Any]) -> None:
+    assert is_described("TokenizeRequest", body) == is_taken(TokenizeRequest, body)
+
+
+@given(
+    body=st.fixed_dictionaries(
+        {},
+        optional={
+            "input": st.sampled_from(["", "hi", [], [{"role": "user", "content": "hi"}], [5], None]),
+            "previous_response_id": st.sampled_from(["resp_1", None]),
+            "conversation": st.sampled_from(["conv_1", {"id": "conv_1"}, None]),
+        },
+    )
+)
+def test_inputs_are_described_as_they_are_taken(body: dict[str, Any]) -> None:
+    assert is_described("InputTokensRequest", body) == is_taken(InputTokensRequest, body)
+
+
+def is_described(name: str, body: dict[str, Any]) -> bool:
+    schema = {"$ref": f"#/components/schemas/{name}", "components": {"schemas": body_schemas()}}
+    return bool(jsonschema.Draft202012Validator(schema).is_valid(body))
+
+
+def is_taken(struct: Any, body: dict[str, Any]) -> bool:
+    try:
+        msgspec.convert(body, struct).check()
+    except (RequestError, msgspec.ValidationError):
+        return False
+    return True
 
 
 def test_open_routes_are_those_that_need_no_key(document: dict[str, Any]) -> None:
