@@ -7,20 +7,20 @@ OpenAI's everywhere else.
 from __future__ import annotations
 
 import uuid
+from collections.abc import Iterator
 
 import msgspec
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Match
+from starlette.routing import Match, Route, Router
 from starlette.types import Scope
 
 from server.errors import ApiError, ClientGoneError, api_error
 from tandem.errors import TandemError
 
 REQUEST_ID = "request-id"
-_METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
 _ID_KEY = "tandem.request_id"
 _HTTP_CODES = {
     404: ("unknown_url", "there is no {method} {path}"),
@@ -100,10 +100,23 @@ def install_handlers(app: FastAPI) -> None:
 
 
 def _allowed(app: FastAPI, scope: Scope) -> str:
-    """The methods that the path takes: an exception of the router knows only those of one of its routes."""
-    routes = app.router.routes
-    found = (m for m in _METHODS if any(r.matches({**scope, "method": m})[0] == Match.FULL for r in routes))
-    return ", ".join(found)
+    """The methods that the path takes: an exception of the router knows only those of one of its routes.
+
+    They are those of the most specific template: ``/v1/responses/input_tokens`` is not the response of that id.
+    """
+    found = [route for route in _routes(app.router) if route.matches(scope)[0] != Match.NONE]
+    own = min((route.path for route in found), key=lambda path: path.count("{"), default="")
+    methods = {method for route in found if route.path == own for method in route.methods or ()}
+    return ", ".join(sorted(methods))
+
+
+def _routes(router: Router) -> Iterator[Route]:
+    """All routes, those of included routers too, which FastAPI keeps within theirs."""
+    for route in router.routes:
+        if (included := getattr(route, "original_router", None)) is not None:
+            yield from _routes(included)
+        elif isinstance(route, Route):
+            yield route
 
 
 def _is_below(path: str, root: str) -> bool:

@@ -271,6 +271,7 @@ def test_links_lead_to_what_was_made(server: ServerProcess, document: dict[str, 
     [
         ("/ping", "GET, POST"),
         ("/v1/responses/resp_x", "DELETE, GET"),
+        ("/v1/responses/input_tokens", "POST"),
         ("/v1/conversations/conv_x", "DELETE, GET, POST"),
         ("/v1/completions", "POST"),
     ],
