@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.conformance.faults import FAULTS
-from tests.conformance.stub import KEY, Stub
+from tests.conformance.stub.server import KEY, Stub
 from tests.server.process import ServerProcess
 from tests.tiny import write_model
 

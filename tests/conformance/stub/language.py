@@ -9,6 +9,8 @@ import random
 from dataclasses import dataclass, field
 from typing import Any
 
+from tests.conformance.stub.state import wrong
+
 ALPHABET = "abcdefghijklmnopqrstuvwxyz ABCDEFGH0123456789é東🎉\n,."
 LENGTH = 40  # tokens until an answer ends by itself
 SUPPORTED = {
@@ -108,8 +110,6 @@ def value_of(schema: Any, rng: random.Random, root: Any = None, depth: int = 0) 
     root = schema if root is None else root
     if not isinstance(schema, dict) or depth > 50:
         raise SchemaError("the schema is not one that can be followed")
-    from tests.conformance.stub import wrong
-
     if (unknown := set(schema) - SUPPORTED) and not wrong("keywords ignored"):
         raise SchemaError(f"{min(unknown)} is not supported")
     if "$ref" in schema:

@@ -5,21 +5,22 @@ from __future__ import annotations
 import json
 import time
 import uuid
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from tests.conformance.fields import BadField
-from tests.conformance.stub import ROUTES, wrong
+from tests.conformance.stub.fields import BadField
+from tests.conformance.stub.state import Json, wrong
 
-Json = dict[str, Any]
+Route = Callable[[Request, Json], Awaitable[Response]]
 _files: dict[str, tuple[Json, bytes]] = {}
 _batches: dict[str, Json] = {}
 TIMES = ("in_progress", "finalizing", "completed", "failed", "expired", "cancelling", "cancelled")
 
 
-async def answer(request: Request, path: str) -> Response:
+async def answer(request: Request, path: str, routes: Mapping[str, Route]) -> Response:
     """Whatever is below these paths."""
     method, parts = request.method, path.removeprefix("/v1/").split("/")
     match method, parts:
@@ -39,12 +40,12 @@ async def answer(request: Request, path: str) -> Response:
                 del _files[name]
             return JSONResponse({"id": name, "object": "file", "deleted": True})
         case "POST", ["batches"]:
-            return JSONResponse(create(await request.json()))
+            return JSONResponse(create(await request.json(), routes))
         case "GET", ["batches"]:
             return page(request, list(_batches.values()) if wrong("oldest first") else [*reversed(_batches.values())])
         case "GET", ["batches", name]:
             batch = find(_batches, name)
-            await finish(request, batch)
+            await finish(request, batch, routes)
             return JSONResponse(batch)
         case "POST", ["batches", name, "cancel"]:
             batch = find(_batches, name)
@@ -91,11 +92,11 @@ def keep(data: bytes, name: str, purpose: str) -> Json:
     return file
 
 
-def create(body: Json) -> Json:
+def create(body: Json, routes: Mapping[str, Route]) -> Json:
     """A batch that nothing has been done of."""
     if not wrong("any batch"):
         find(_files, body["input_file_id"])
-        if body["endpoint"] not in ROUTES or body["completion_window"] != "24h":
+        if body["endpoint"] not in routes or body["completion_window"] != "24h":
             raise BadField("endpoint", "no such route or window")
     batch = {
         **body,
@@ -108,7 +109,7 @@ def create(body: Json) -> Json:
     return batch
 
 
-async def finish(request: Request, batch: Json) -> None:
+async def finish(request: Request, batch: Json, routes: Mapping[str, Route]) -> None:
     """Answer all lines at once."""
     if batch["status"] == "cancelling":
         batch["status"] = "cancelled"
@@ -130,7 +131,7 @@ async def finish(request: Request, batch: Json) -> None:
     outputs: dict[str, list[Json]] = {"output": [], "error": []}
     for line in requests[wrong("first line lost") :]:
         try:
-            done = await ROUTES[line["url"]](request, line["body"])
+            done = await routes[line["url"]](request, line["body"])
             kind, status, body, error = "output", 200, json.loads(bytes(done.body)), None
             if wrong("batch shouts"):
                 body["choices"][0]["message"]["content"] = body["choices"][0]["message"]["content"].upper() + "!"
