@@ -24,6 +24,7 @@ from server.schemas.openai.tools import (
     AllowedList,
     AllowedTools,
     FunctionDefinition,
+    ListedTool,
     Named,
     NamedTool,
     ToolChoice,
@@ -173,7 +174,7 @@ def _choice(choice: FunctionChoice | None) -> ToolChoice | None:
         case NamedFunction(name=name):
             return NamedTool(function=Named(name=name))
         case AllowedFunctions(mode=mode, tools=tools):
-            named = [NamedTool(function=Named(name=tool.name)) for tool in tools]
+            named = [ListedTool(type="function", function=Named(name=tool.name)) for tool in tools]
             return AllowedTools(allowed_tools=AllowedList(mode=mode, tools=named))
     return choice
 

@@ -138,6 +138,8 @@ def _add_refusals(schema: Schema, refusals: Refusals) -> None:
 
 def _item(union: Schema, components: dict[str, Schema]) -> Schema:
     """Of items, null means "not given", and what needs no type may be without one (``read_items``)."""
+    for form in union["anyOf"]:
+        components[form["$ref"].rpartition("/")[2]]["additionalProperties"] = _NULL
     for name in ("MessageItem", "ItemReference"):
         schema = components[name]
         schema["required"].remove("type")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from server import routes
 from server.middleware.gate import OPEN_PATHS
 from server.schemas.bodies import BODIES, body_schemas
-from server.schemas.openai.items import read_items
+from server.schemas.openai.items import Item, read_items
 from server.schemas.openai.responses import InputTokensRequest
 from server.schemas.parse import BodyParser
 from server.schemas.tokens import TokenizeRequest
@@ -179,7 +180,7 @@ def test_true_is_no_number_in_what_is_refused(server: ServerProcess, name: str, 
             "type": st.sampled_from(["message", "reasoning", "function_call", "item_reference", "image", None]),
             "role": st.sampled_from(["user", "assistant", "wizard", None]),
             "content": st.sampled_from(["hi", [], [{"type": "input_text", "text": "hi"}], 5, None]),
-            "summary": st.sampled_from([None, [], [{"type": "summary_text", "text": "hm"}], "hm"]),
+            "summary": st.sampled_from([None, [], [{"type": "summary_text", "text": "hm"}], [{"text": "hm"}], "hm"]),
             "id": st.sampled_from(["item_1", "", None]),
         },
     )
@@ -192,6 +193,37 @@ def test_items_are_described_as_they_are_read(item: dict[str, Any]) -> None:
         assert not described
     else:
         assert described
+
+
+def tagged_alone(kind: Any, place: str, seen: set[type]) -> Iterator[str]:
+    """Where a tagged struct stands without another to choose from: there msgspec does not ask for the tag."""
+    match kind:
+        case msgspec.inspect.Metadata():
+            yield from tagged_alone(kind.type, place, seen)
+        case msgspec.inspect.ListType(item_type=inner) | msgspec.inspect.DictType(value_type=inner):
+            yield from tagged_alone(inner, place, seen)
+        case msgspec.inspect.UnionType():
+            structs = [form for form in kind.types if isinstance(form, msgspec.inspect.StructType)]
+            for form in kind.types:
+                yield from fields_alone(form, seen) if len(structs) > 1 else tagged_alone(form, place, seen)
+        case msgspec.inspect.StructType():
+            yield from [place] if kind.tag is not None else []
+            yield from fields_alone(kind, seen)
+
+
+def fields_alone(kind: Any, seen: set[type]) -> Iterator[str]:
+    if isinstance(kind, msgspec.inspect.StructType) and kind.cls not in seen:
+        seen.add(kind.cls)
+        for field in kind.fields:
+            yield from tagged_alone(field.type, f"{kind.cls.__name__}.{field.name}", seen)
+    elif not isinstance(kind, msgspec.inspect.StructType):
+        yield from tagged_alone(kind, "", seen)
+
+
+def test_a_type_is_required_where_it_is_described_so() -> None:
+    seen: set[type] = set()
+    for kind in msgspec.inspect.multi_type_info([*BODIES, Item]):
+        assert list(tagged_alone(kind, "", seen)) == []
 
 
 CALL = {"function": {"name": "f"}}

@@ -21,7 +21,10 @@ Status = Literal["in_progress", "completed", "incomplete"]
 
 
 class _Typed(msgspec.Struct, kw_only=True, frozen=True, tag_field="type", forbid_unknown_fields=True):
-    """Anything whose ``type`` says what it is."""
+    """Anything whose ``type`` says what it is.
+
+    msgspec demands a tag only where it has to choose: what stands alone has a field ``type`` instead.
+    """
 
 
 class InputText(_Typed, kw_only=True, frozen=True, tag="input_text"):
@@ -44,15 +47,23 @@ class Refusal(_Typed, kw_only=True, frozen=True, tag="refusal"):
     refusal: str
 
 
-class ReasoningText(_Typed, kw_only=True, frozen=True, tag="reasoning_text"):
+class PlainInput(InputText, kw_only=True, frozen=True, tag=False):
+    """Text for the model, where there can be nothing else."""
+
+    type: Literal["input_text"]
+
+
+class ReasoningText(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     """Thoughts of the model."""
 
+    type: Literal["reasoning_text"]
     text: str
 
 
-class SummaryText(_Typed, kw_only=True, frozen=True, tag="summary_text"):
+class SummaryText(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     """The same in short."""
 
+    type: Literal["summary_text"]
     text: str
 
 
@@ -79,7 +90,7 @@ class FunctionOutputItem(_Typed, kw_only=True, frozen=True, tag="function_call_o
     """What a call has brought."""
 
     call_id: Name
-    output: str | Annotated[list[InputText], Meta(max_length=MAX_ITEMS)]
+    output: str | Annotated[list[PlainInput], Meta(max_length=MAX_ITEMS)]
     id: ItemId | None = None
     status: Status | None = None
 

@@ -64,11 +64,10 @@ class ResponseStreamOptions(msgspec.Struct, kw_only=True, frozen=True, forbid_un
     include_obfuscation: Literal[False] | None = None
 
 
-class FunctionTool(
-    msgspec.Struct, kw_only=True, frozen=True, tag_field="type", tag="function", forbid_unknown_fields=True
-):
+class FunctionTool(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     """A function that the model may call; other kinds of tools are refused by their type."""
 
+    type: Literal["function"]
     name: FunctionName
     description: Annotated[str, Meta(max_length=2**16)] | None = None
     parameters: dict[str, Any] | None = None
@@ -83,13 +82,19 @@ class NamedFunction(
     name: FunctionName
 
 
+class ListedFunction(NamedFunction, kw_only=True, frozen=True, tag=False):
+    """One of those that the model may call."""
+
+    type: Literal["function"]
+
+
 class AllowedFunctions(
     msgspec.Struct, kw_only=True, frozen=True, tag_field="type", tag="allowed_tools", forbid_unknown_fields=True
 ):
     """The model may call some of the tools, though it is shown all."""
 
     mode: Literal["auto", "required"]
-    tools: Annotated[list[NamedFunction], Meta(min_length=1, max_length=1024)]
+    tools: Annotated[list[ListedFunction], Meta(min_length=1, max_length=1024)]
 
 
 class JsonSchemaText(

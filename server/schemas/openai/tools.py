@@ -47,11 +47,17 @@ class NamedTool(
     function: Named
 
 
+class ListedTool(NamedTool, kw_only=True, frozen=True, tag=False):
+    """One of those that the model may call."""
+
+    type: Literal["function"]
+
+
 class AllowedList(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     """Some of the tools."""
 
     mode: Literal["auto", "required"]
-    tools: Annotated[list[NamedTool], Meta(min_length=1)]
+    tools: Annotated[list[ListedTool], Meta(min_length=1)]
 
 
 class AllowedTools(

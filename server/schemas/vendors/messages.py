@@ -51,6 +51,12 @@ class TextBlock(msgspec.Struct, kw_only=True, frozen=True, tag_field="type", tag
     citations: list[Any] | None = None
 
 
+class SystemText(TextBlock, kw_only=True, frozen=True, tag=False):
+    """Text, where there can be nothing else."""
+
+    type: Literal["text"]
+
+
 class ThinkingBlock(
     msgspec.Struct, kw_only=True, frozen=True, tag_field="type", tag="thinking", forbid_unknown_fields=True
 ):
@@ -197,11 +203,10 @@ class DisabledThinking(msgspec.Struct, frozen=True, tag_field="type", tag="disab
     """The model does not think."""
 
 
-class JsonFormat(
-    msgspec.Struct, kw_only=True, frozen=True, tag_field="type", tag="json_schema", forbid_unknown_fields=True
-):
+class JsonFormat(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     """The answer is JSON that follows a schema."""
 
+    type: Literal["json_schema"]
     schema: dict[str, Any]
 
 
@@ -223,7 +228,7 @@ class Conversation(msgspec.Struct, kw_only=True, frozen=True, dict=True):
 
     model: Name
     messages: Annotated[list[Turn], Meta(min_length=1, max_length=2**16)]
-    system: str | list[TextBlock] | None = None
+    system: str | list[SystemText] | None = None
     tools: Annotated[list[ToolParam], Meta(max_length=1024)] | None = None
     tool_choice: AutoChoice | AnyChoice | OneChoice | NoChoice | None = None
     thinking: EnabledThinking | AdaptiveThinking | DisabledThinking | None = None
