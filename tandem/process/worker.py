@@ -46,7 +46,6 @@ from tandem.process.messages import (
     WakeUp,
     decoder,
     encode,
-    one_line,
 )
 from tandem.process.profiler import Profiler
 from tandem.process.submission import Unreadable, unpack
@@ -93,7 +92,7 @@ class EngineLoop:
             return Ending(str(error))
         except Exception as error:
             traceback.print_exc()
-            return Ending(one_line(error))
+            return Ending(type(error).__name__)  # clients see it; the text may hold paths and addresses
         finally:
             self._context.term()
         return Ending("")

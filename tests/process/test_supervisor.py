@@ -67,8 +67,8 @@ def test_a_killed_engine_is_restarted_and_its_requests_fail_at_once() -> None:
 @pytest.mark.parametrize(
     ("salt", "reason"),
     [
-        ("raise", "has failed: RuntimeError: planted in a step"),
-        ("add raises", "has failed: RuntimeError: planted in add"),
+        ("raise", "has failed: RuntimeError"),
+        ("add raises", "has failed: RuntimeError"),
         ("exit 0", "has ended unexpectedly with status 0"),
         ("exit 7", "has ended unexpectedly with status 7"),
         ("kill", "was killed (SIGKILL)"),
@@ -91,7 +91,7 @@ def test_whatever_ends_an_engine_is_said_and_mended(salt: str, reason: str) -> N
 def test_an_exception_in_a_thread_is_mended_too() -> None:
     async def scenario() -> None:
         async with running(in_process=True) as (_, client):
-            with pytest.raises(EngineDeadError, match="planted in a step"):
+            with pytest.raises(EngineDeadError, match=r"has failed: RuntimeError; it is being"):
                 await finish(client.submit([request("raise")]))
             await comes_back(client)
 

@@ -10,7 +10,6 @@ import argparse
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import httpx
@@ -27,32 +26,24 @@ RUN = (".venv/bin/schemathesis", "run", "--phases", "coverage,fuzzing,stateful",
 
 
 def main() -> int:
-    """The number of backends on which something failed, or not all was tried in time."""
+    """The number of backends on which something failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backend", action="append", choices=["optimized", "reference"], help="both, if not given")
-    parser.add_argument("--seconds", type=int, default=1200, help="at most, a backend")
+    parser.add_argument("--seconds", type=int, help="draw for so long, a backend; else once through")
     parser.add_argument("--examples", type=int, default=25, help="of each operation, beside the systematic cases")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
-    limits = (
-        "--max-examples",
-        str(options.examples),
-        "--max-time",
-        str(options.seconds),
-        "--seed",
-        str(options.seed),
-    )
+    drawn = ["--max-examples", str(options.examples), "--seed", str(options.seed)]
+    if options.seconds:
+        drawn += ["--max-time", str(options.seconds)]
     failed = []
     for backend in options.backend or ["optimized", "reference"]:
         print(f"== {backend} backend", flush=True)
         with ServerProcess("", *OPTIONS, "--backend", backend) as server:
             environment = {**os.environ, "TANDEM_KEY": KEY, "TANDEM_MODEL": MODEL}
-            command = [*RUN, *limits, server.url + "/openapi.json"]
-            began = time.monotonic()
+            command = [*RUN, *drawn, server.url + "/openapi.json"]
             status = subprocess.run(command, cwd=FOLDER, env=environment).returncode
-            if time.monotonic() - began > options.seconds:
-                failed.append(f"{backend} (cut off after {options.seconds} s)")
-            elif status or httpx.get(server.url + "/health", timeout=60).status_code != 200:
+            if status or httpx.get(server.url + "/health", timeout=60).status_code != 200:
                 failed.append(backend)
     print(f"failed: {', '.join(failed)}" if failed else "all passed")
     return len(failed)
