@@ -7,6 +7,7 @@ refused, has an ``error``; the others have none. ``response`` holds the status a
 from __future__ import annotations
 
 import asyncio
+import random
 import uuid
 from dataclasses import dataclass
 from typing import Any
@@ -96,7 +97,7 @@ async def answer(state: ServerState, app: ASGIApp, line: Line, owner: str = "") 
         status, content = await _call(app, line.url, body, owner)
         num_attempts += status == 503
         if status == 429 or (status == 503 and num_attempts < MAX_ATTEMPTS):
-            await asyncio.sleep(RETRY_SECONDS)
+            await asyncio.sleep(RETRY_SECONDS * random.uniform(0.5, 1.5))  # in step, lines would refuse each other
         elif status == 503 and state.health.state in ENDING:
             raise ServerEndingError
         else:
