@@ -24,6 +24,7 @@ Salt = Annotated[str, Meta(min_length=1, max_length=256)]
 RequestId = Annotated[
     str, Meta(pattern=r"^[!-~]{1,128}$", description="1 to 128 printable characters; shown in `id`")
 ]
+MAX_PARTS = 2**16  # of one message, or in it of one tool result
 StopString = Annotated[str, Meta(min_length=1, max_length=1024)]
 StopStrings = Annotated[list[StopString], Meta(max_length=4)]
 Count = Annotated[int, Meta(ge=0, le=INT31)]

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from server.schemas.common import INT31, Count, GenerationRequest, Name
+from server.schemas.common import INT31, MAX_PARTS, Count, GenerationRequest, Name
 from server.schemas.openai.tools import NamedTool, ToolChoice, Tools, callable_tools
 from tandem.errors import RequestError
 from tandem.text.chat_template import TEXT_PARTS
@@ -66,7 +66,7 @@ class Message(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True, for
     """
 
     role: Role
-    content: str | list[ContentPart] | None = None
+    content: str | Annotated[list[ContentPart], Meta(max_length=MAX_PARTS)] | None = None
     name: Name | None = None
     refusal: str | None = None
     tool_calls: Annotated[list[ToolCall], Meta(max_length=1024)] | None = None

@@ -57,7 +57,7 @@ class AllowedList(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fiel
     """Some of the tools."""
 
     mode: Literal["auto", "required"]
-    tools: Annotated[list[ListedTool], Meta(min_length=1)]
+    tools: Annotated[list[ListedTool], Meta(min_length=1, max_length=1024)]
 
 
 class AllowedTools(

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from server.schemas.common import INT31, Count, Name, Seed, ShortText
+from server.schemas.common import INT31, MAX_PARTS, Count, Name, Seed, ShortText
 from server.schemas.unsupported import Refusals
 from tandem.errors import RequestError
 
@@ -114,7 +114,7 @@ class ToolResultBlock(
     """What a call has brought."""
 
     tool_use_id: Name
-    content: str | list[TextBlock | ImageBlock | DocumentBlock | SearchResultBlock] | None = None
+    content: str | Annotated[list[TextBlock | Refused], Meta(max_length=MAX_PARTS)] | None = None
     is_error: bool | None = None
     cache_control: CacheControl | None = None
     toolset_name: None = None
@@ -136,7 +136,7 @@ class Turn(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True
     """An entry of ``messages``."""
 
     role: Literal["user", "assistant", "system"]
-    content: str | list[Block]
+    content: str | Annotated[list[Block], Meta(max_length=MAX_PARTS)]
 
 
 class ToolParam(msgspec.Struct, kw_only=True, frozen=True):
@@ -153,7 +153,7 @@ class ToolParam(msgspec.Struct, kw_only=True, frozen=True):
     cache_control: CacheControl | None = None
     eager_input_streaming: bool | None = None
     defer_loading: bool | None = None
-    allowed_callers: list[str] | None = None
+    allowed_callers: Annotated[list[str], Meta(max_length=16)] | None = None
     input_examples: list[Any] | None = None
 
 
@@ -228,7 +228,7 @@ class Conversation(msgspec.Struct, kw_only=True, frozen=True, dict=True):
 
     model: Name
     messages: Annotated[list[Turn], Meta(min_length=1, max_length=2**16)]
-    system: str | list[SystemText] | None = None
+    system: str | Annotated[list[SystemText], Meta(max_length=MAX_PARTS)] | None = None
     tools: Annotated[list[ToolParam], Meta(max_length=1024)] | None = None
     tool_choice: AutoChoice | AnyChoice | OneChoice | NoChoice | None = None
     thinking: EnabledThinking | AdaptiveThinking | DisabledThinking | None = None
