@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import httpx
 import pytest
@@ -14,11 +20,14 @@ import pytest
 from server.app import create_app
 from server.config import ServerConfig
 from server.middleware.gate import OPEN_PATHS
+from server.routes import page
 from server.state import ServerState
 from tandem.errors import ConfigError
+from tandem.process.profiler import ProfilerConfig
 from tests.server.conftest import MODEL
 from tests.server.process import ServerProcess, raw
 
+OPTIONAL = ("--enable-dev-mode", "--enable-tokenizer-info-endpoint", "--enable-ollama-api", "--profiler-config")
 OPEN = {"/health", "/ping", "/version", "/metrics"}
 
 
@@ -90,6 +99,57 @@ def test_with_a_key(guarded: ServerProcess, headers: dict[str, str]) -> None:
 def test_odd_targets_open_nothing(guarded: ServerProcess, target: bytes, host: bytes) -> None:
     answer = raw(guarded, b"GET %b HTTP/1.1\r\nhost: %b\r\nconnection: close\r\n\r\n" % (target, host))
     assert answer.startswith((b"HTTP/1.1 401", b"HTTP/1.1 400")), answer[:200]
+
+
+@pytest.fixture(scope="module")
+def everything(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """All optional routes, below a prefix."""
+    options = (
+        *OPTIONAL,
+        json.dumps({"profiler": "torch", "torch_profiler_dir": str(tmp_path_factory.mktemp("profiles"))}),
+    )
+    with ServerProcess(model_dir, "--api-key", "first-key", "--root-path", "/base", *options) as running:
+        yield running
+
+
+def all_routes() -> list[str]:
+    config = ServerConfig(
+        enable_dev_mode=True,
+        enable_tokenizer_info_endpoint=True,
+        enable_ollama_api=True,
+        profiler_config=ProfilerConfig(torch_profiler_dir="/tmp"),
+    )
+    return sorted({*create_app(ServerState(config)).openapi()["paths"], *page.PATHS, "/docs", "/openapi.json"})
+
+
+@pytest.mark.parametrize("path", all_routes())
+def test_no_spelling_of_a_path_opens_it(everything: ServerProcess, path: str) -> None:
+    """Each with every method, and as a proxy would show it; what is open stays so under its own name only."""
+    path = path.replace("{", "").replace("}", "").replace(":path", "")
+    first = path[1:2]
+    targets = [
+        path, f"/base{path}", f"/base/base{path}", f"//{path[1:]}", f"/base/{path}", f"{path}/",
+        f"{path}//", f"/.{path}",
+        f"/health/..{path}", f"/health{path}", f"{path}/../health", f"{path}?/health", f"{path}#/health",
+        f"{path};/health",
+        f"/%{ord(first or '/'):02x}{path[2:]}", f"{path}%00", f"{path}%2f", f"{path}%20", f"http://x{path}",
+        path.upper(),
+        f"/health%2f..{path}", f"/base/../health{path}",
+    ]  # fmt: skip
+    requests = [
+        f"{method} {target} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\ncontent-length: 0\r\n\r\n".encode()
+        for target in targets
+        for method in ("GET", "POST", "DELETE", "HEAD", "PUT", "PATCH", "OPTIONS", "TRACE")
+        for host in ("x", "x/health")
+    ]
+    names = OPEN | page.PATHS
+    with ThreadPoolExecutor(4) as pool:
+        for request, answer in zip(requests, pool.map(partial(raw, everything), requests), strict=True):
+            target = request.split()[1].decode()
+            plain = unquote(re.sub(r"^http://x|[?#].*", "", target)).removeprefix("/base")
+            is_open = plain in names or plain.rstrip("/") in OPEN and plain.count("/") <= 2
+            allowed = (b"HTTP/1.1 401", b"HTTP/1.1 400")
+            assert is_open or answer.startswith(allowed), (request, answer[:200])
 
 
 def test_preflight_needs_no_key(guarded: ServerProcess) -> None:
