@@ -7,6 +7,7 @@ import select
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -244,6 +245,35 @@ def test_reports_of_prompts_are_bounded(server: ServerProcess) -> None:
     for report in ({"echo": True, "logprobs": 20}, {"prompt_logprobs": 20}):
         refused = server.post("/v1/completions", body | report)
         assert refused.status_code == 400 and refused.json()["error"]["param"] in report
+
+
+def test_the_largest_reports_at_once_do_not_double_the_engine(server: ServerProcess) -> None:
+    """Log-probabilities of 20 tokens at each of 4,000 positions, 24 prompts at once."""
+    body = {"prompt_logprobs": 20, "max_tokens": 1, "logprobs": 20}
+    prompts = [[5 + i] * 4000 for i in range(24)]
+    first = server.post("/v1/completions", body | {"prompt": prompts[0]}).json()["choices"][0]
+    worker = server.worker
+    before, peak, done = worker.memory_info().rss, 0, threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.wait(0.02):
+            peak = max(peak, worker.memory_info().rss)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        with ThreadPoolExecutor(24) as pool:
+            answers = list(pool.map(lambda p: server.post("/v1/completions", body | {"prompt": p}), prompts))
+    finally:
+        done.set()
+        watcher.join()
+    reports = [answer.json()["choices"][0]["prompt_logprobs"] for answer in answers]
+    assert all(len(report) == 4000 and len(report[-1]) >= 20 for report in reports)
+    assert [entry and len(entry) for entry in reports[0]] == [e and len(e) for e in first["prompt_logprobs"]]
+    assert 0 < peak < 2 * before, (peak >> 20, before >> 20)
+    assert server.worker.pid == worker.pid
+    eventually(server.is_idle)
 
 
 # ---------------------------------------------------------------------- health
