@@ -25,7 +25,7 @@ from server.state import ServerState
 from tandem.errors import ConfigError
 from tandem.process.profiler import ProfilerConfig
 from tests.server.conftest import MODEL
-from tests.server.process import ServerProcess, raw
+from tests.server.process import ServerProcess, eventually, raw
 
 OPTIONAL = ("--enable-dev-mode", "--enable-tokenizer-info-endpoint", "--enable-ollama-api", "--profiler-config")
 OPEN = {"/health", "/ping", "/version", "/metrics"}
@@ -204,21 +204,53 @@ def test_nothing_is_guarded_by_assertions(model_dir: Path) -> None:
     assert refused.returncode == 1 and "--trust-remote-code" in refused.stderr
 
 
-@pytest.mark.parametrize("options", [(), ("--salt-prefix-cache-by-key",)])
-def test_keys_share_what_is_computed_unless_told_otherwise(model_dir: Path, options: tuple[str, ...]) -> None:
+WORDS = "fox " * 50
+IDS = [9] * 50
+CHOICE = {"type": "choice", "criteria": {"fox": None, "dog": None}}
+DECISION = {"type": "choice", "instructions": "?", "choices": [{"value": "a"}, {"value": "b"}]}
+TURN = [{"role": "user", "content": WORDS}]
+LOOKED_UP: dict[str, dict[str, Any]] = {
+    "/v1/completions": {"prompt": WORDS, "max_tokens": 1},
+    "/v1/chat/completions": {"messages": TURN, "max_tokens": 1, "cache_salt": "own"},
+    "/v1/responses": {"instructions": WORDS, "input": "hi", "max_output_tokens": 1},
+    "/v1/messages": {"system": WORDS, "messages": TURN, "max_tokens": 1, "model": MODEL},
+    "/api/chat": {"messages": [*TURN, *TURN], "model": MODEL, "options": {"num_predict": 1}, "stream": False},
+    "/api/generate": {"prompt": "dog " * 50, "model": MODEL, "options": {"num_predict": 1}, "stream": False},
+    "/inference/v1/generate": {"token_ids": IDS, "sampling_params": {"max_tokens": 1}},
+    "/v1/systemone": {"state": WORDS, "questions": {"a": CHOICE}},
+    "/v1/decisions": {"input": WORDS, "questions": [DECISION]},
+    "/generative_scoring": {"query": [7] * 50, "items": [[5]], "label_token_ids": [7, 8]},
+}
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["shared", "salted"])
+def two_users(model_dir: Path, request: pytest.FixtureRequest) -> Iterator[tuple[ServerProcess, bool]]:
+    """A server, and whether each of its users has a prefix cache of their own."""
+    options = ["--api-key", "first-key", "--api-key", "second-key", "--enable-ollama-api"]
+    options += ["--salt-prefix-cache-by-key"] * request.param
+    with ServerProcess(model_dir, "--served-model-name", MODEL, *options) as running:
+        yield running, request.param
+
+
+@pytest.mark.parametrize("path", LOOKED_UP)
+def test_keys_share_what_is_computed_unless_told_otherwise(two_users: tuple[ServerProcess, bool], path: str) -> None:
     """How soon an answer begins would tell one user what another has asked."""
-    with ServerProcess(model_dir, "--api-key", "first-key", "--api-key", "second-key", *options) as server:
+    server, is_salted = two_users
 
-        def num_found(key: str, path: str, body: dict[str, Any]) -> int:
-            answer = server.post(path, body, headers={"authorization": f"Bearer {key}"})
-            usage = answer.json()["usage"]
-            return usage.get("prompt_tokens_details", usage.get("input_tokens_details"))["cached_tokens"]
+    def num_found(key: str) -> float:
+        before = hits(server)
+        answer = server.post(path, LOOKED_UP[path], headers={"authorization": f"Bearer {key}"})
+        assert answer.status_code == 200, answer.text
+        return hits(server) - before
 
-        for path, body in (
-            ("/v1/completions", {"prompt": "fox " * 50, "max_tokens": 1}),
-            ("/v1/completions", {"prompt": "fox " * 50, "max_tokens": 1, "cache_salt": "own"}),
-            ("/v1/responses", {"input": "dog " * 50, "max_output_tokens": 1}),
-        ):
-            assert num_found("first-key", path, body) == 0
-            assert num_found("first-key", path, body) > 0
-            assert (num_found("second-key", path, body) > 0) is not bool(options)
+    first, again, other = (num_found(f"{name}-key") for name in ("first", "first", "second"))
+    assert again >= first + 32
+    assert other == (first if is_salted else again)
+
+
+def hits(server: ServerProcess) -> float:
+    """Prompt tokens that the engine has found in its prefix cache."""
+    own = {"x-api-key": "first-key"}
+    eventually(lambda: not httpx.get(server.url + "/load", headers=own, timeout=5).json()["num_requests_unfinished"])
+    metrics = httpx.get(server.url + "/metrics", timeout=5).text
+    return float(re.search(r"^vllm:prefix_cache_hits_total(?:\{.*\})? (\S+)$", metrics, re.MULTILINE)[1])

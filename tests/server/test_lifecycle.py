@@ -267,7 +267,11 @@ def test_an_engine_that_stays_stopped_is_replaced(model_dir: Path) -> None:
 def test_no_child_outlives_a_killed_server(model_dir: Path, when: str) -> None:
     with ServerProcess(model_dir, wait=when != "loading") as server:
         eventually(lambda: bool(psutil.Process(server.process.pid).children()))
-        if when == "serving":
+        if when == "serving":  # with the processes that try grammars and render templates
+            form = {"guided_regex": "[a-z]+", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
+            assert server.post("/v1/chat/completions", form).status_code == 200
+            names = " ".join(" ".join(p.cmdline()) for p in psutil.Process(server.process.pid).children())
+            assert "check_child" in names and "template_child" in names
             open_several(server)
         if when == "restarting":
             first = server.worker
