@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from tandem.text.detokenizer import Detokenizer
 from tandem.text.tokenizer import Tokenizer as TandemTokenizer
+from tests.growth import assert_linear
 
 ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
 
@@ -79,3 +81,12 @@ def test_special_tokens_are_left_out_and_added_words_are_not() -> None:
 
 def test_token_ids_beyond_the_vocabulary_have_no_text() -> None:
     assert BYTE_LEVEL.token_bytes(10_000) == b""
+
+
+@pytest.mark.parametrize("tokenizer", [BYTE_LEVEL, SENTENCE_PIECE], ids=["byte-level", "sentence-piece"])
+@pytest.mark.parametrize("byte", [b"a", b"\x80", b"\xf0", b"\xf0\x9f", b"\xf0\x9f\x8e\x89"], ids=bytes.hex)
+def test_hostile_bytes_take_linear_time(tokenizer: TandemTokenizer, byte: bytes) -> None:
+    """Halves of characters without end among them."""
+    ids = {tokenizer.token_bytes(i): i for i in range(257)}
+    tokens = [ids[bytes([value])] for value in byte] * (20_000 // len(byte))
+    assert_linear(lambda size: detokenize(tokenizer, tokens[:size]), len(tokens))

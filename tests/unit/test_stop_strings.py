@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tandem.text.stop_strings import StopStrings
+from tests.growth import assert_linear
 
 STOPS = st.lists(st.text("ab", min_size=1, max_size=4), min_size=1, max_size=3).map(tuple)
 
@@ -31,3 +33,19 @@ def test_stop_strings_do_not_depend_on_how_the_text_was_cut(
         longest = max((stop for stop in stops if text[:first].endswith(stop)), key=len)
         assert matcher.found == longest
         assert shown == (text[:first] if include else text[: first - len(longest)])
+
+
+@pytest.mark.parametrize("unit", ["a", "ab", "x", "a" * 1000 + "c"])
+@pytest.mark.parametrize(
+    "stops", [("a" * 1023 + "b",), ("ab" * 511 + "c", "b" * 1024), tuple("a" * (960 + i) + "b" for i in range(64))]
+)
+def test_hostile_texts_take_linear_time(unit: str, stops: tuple[str, ...]) -> None:
+    text = unit * (40_000 // len(unit))
+
+    def push(size: int, length: int) -> None:
+        matcher = StopStrings(stops, False)
+        for start in range(0, size, length):
+            matcher.push(text[start : start + length])
+
+    assert_linear(lambda size: push(size, 4), len(text))
+    assert_linear(lambda size: push(size, size), len(text))
