@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import re
 import subprocess
@@ -172,6 +173,29 @@ def test_white_space_around_a_key_is_no_part_of_it(key: str) -> None:
             return (await client.get("/v1/models", headers={"authorization": f"Bearer {given}"})).status_code
 
     assert asyncio.run(ask("key")) == 200 and asyncio.run(ask("kez")) == 401
+
+
+def test_keys_are_compared_as_hashes_and_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of them, whichever fits; nobody who reads the memory of the gate finds a key."""
+    compared = list[tuple[bytes, bytes]]()
+
+    def compare(given: bytes, known: bytes) -> bool:
+        compared.append((given, known))
+        return given == known
+
+    monkeypatch.setattr("hmac.compare_digest", compare)
+    keys = ("first-key", "second-key", "third-key")
+    hashes = [hashlib.sha256(key.encode()).digest() for key in keys]
+    app = create_app(ServerState(ServerConfig(api_keys=keys)))
+
+    async def ask(given: str) -> int:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
+            return (await client.get("/v1/models", headers={"x-api-key": given})).status_code
+
+    for given in (*keys, "none", ""):
+        compared.clear()
+        assert asyncio.run(ask(given)) == (200 if given in keys else 401)
+        assert compared == [(hashlib.sha256(given.encode()).digest(), known) for known in hashes]
 
 
 @pytest.mark.parametrize("key", ["", " \n", "a\nb", "a\x00b", "a\x7f"])

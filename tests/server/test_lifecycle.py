@@ -14,6 +14,7 @@ import stat
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,11 @@ import httpx
 import psutil
 import pytest
 
+from server.app import create_app
 from server.config import ServerConfig
+from server.middleware.gate import OPEN_PATHS
 from server.run import run_server
+from server.state import ServerState
 from tandem.config import ModelOptions
 from tandem.errors import ConfigError
 from tests.process.helpers import free_tcp_address
@@ -127,7 +131,9 @@ def test_the_port_is_all_that_is_open_to_others(server: ServerProcess) -> None:
     opened = [c for process in family for c in process.net_connections("inet")]
     assert [c.laddr.port for c in opened if c.status == "LISTEN"] == [server.port]
     assert not [c for c in opened if c.type == socket.SOCK_DGRAM]
-    paths = {Path(c.laddr) for process in family for c in process.net_connections("unix") if c.laddr.startswith("/")}
+    names = {c.laddr for process in family for c in process.net_connections("unix") if c.laddr}
+    assert all(name.startswith("/") for name in names), names  # the others, abstract sockets, are open to all users
+    paths = {Path(name) for name in names}
     assert paths
     for path in paths:
         assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700, path
@@ -289,15 +295,20 @@ def test_no_child_outlives_a_killed_server(model_dir: Path, when: str) -> None:
 
 def test_a_first_signal_lets_open_requests_finish(model_dir: Path) -> None:
     with ServerProcess(model_dir) as server:
-        stream = Open(server, "/v1/completions", ENDLESS | {"max_tokens": 1200, "stream": True})
-        whole = Open(server, "/v1/completions", ENDLESS | {"max_tokens": 1200})
+        stream = Open(server, "/v1/completions", ENDLESS | {"n": 2, "stream": True})
+        whole = Open(server, "/v1/completions", ENDLESS | {"n": 2})
         assert stream.started.wait(20)
-        eventually(lambda: server.load()["num_requests_unfinished"] == 2)
+        eventually(lambda: server.load()["num_requests_unfinished"] == 4)
         os.killpg(server.process.pid, signal.SIGTERM)  # as a service manager does: to the whole group
         eventually(lambda: server.health() == (503, "draining"))
-        refused = server.post("/v1/completions", ENDLESS)
-        assert refused.status_code == 503 and refused.json()["error"]["code"] == "shutting_down"
-        assert refused.headers["retry-after"] and refused.headers["connection"] == "close"
+        paths = create_app(ServerState(ServerConfig())).openapi()["paths"]
+        new = [(method, path) for path, methods in paths.items() for method in methods if path not in OPEN_PATHS]
+        assert len(new) > 30
+        with ThreadPoolExecutor(4) as pool:
+            answers = list(pool.map(lambda asked: httpx.request(asked[0], server.url + asked[1], timeout=10), new))
+        for (_, path), refused in zip(new, answers, strict=True):
+            assert refused.status_code == 503 and "the server is shutting down" in refused.text, path
+            assert refused.headers["retry-after"] and refused.headers["connection"] == "close"
         assert server.process.poll() is None
         assert events(stream.wait().text)[-1] == "[DONE]"
         assert whole.wait().status == 200

@@ -38,6 +38,8 @@ while not ended.is_set():
 print(json.dumps(sorted(waits)))
 """
 MEGABYTE = "the quick brown fox jumps over the lazy dog " * 24_000
+SCALE: dict[str, Any] = {"type": "score", "criteria": ["low", "high"]}
+LEVELS: dict[str, Any] = {"type": "score", "instructions": "x", "levels": [{"label": "a"}, {"label": "b"}]}
 HEAD = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
 
 
@@ -180,19 +182,25 @@ def throughput(server: ServerProcess, body: dict[str, Any]) -> float:
 def test_a_prompt_beyond_the_cache_is_refused_at_once(model_dir: Path) -> None:
     """Within the model's context, and yet there is never room for it."""
     tokens = [5] * 1000
-    with ServerProcess(model_dir, "--served-model-name", MODEL, "--kv-cache-memory-bytes", "200K") as server:
+    with ServerProcess(
+        model_dir, "--served-model-name", MODEL, "--kv-cache-memory-bytes", "200K", "--enable-ollama-api"
+    ) as server:
+        turn = [{"role": "user", "content": "fox " * 1000}]
         for path, body in (
             ("/v1/completions", {"prompt": tokens}),
             ("/v1/completions", {"prompt": [[5], tokens], "stream": True}),
-            ("/v1/chat/completions", {"messages": [{"role": "user", "content": "fox " * 1000}]}),
+            ("/v1/chat/completions", {"messages": turn}),
             ("/v1/responses", {"input": "fox " * 1000}),
-            (
-                "/v1/messages",
-                {"messages": [{"role": "user", "content": "fox " * 1000}], "max_tokens": 1, "model": MODEL},
-            ),
+            ("/v1/messages", {"messages": turn, "max_tokens": 1, "model": MODEL}),
+            ("/api/chat", {"messages": turn, "model": MODEL, "truncate": False}),
+            ("/api/generate", {"prompt": "fox " * 1000, "model": MODEL, "truncate": False}),
+            ("/inference/v1/generate", {"token_ids": tokens, "sampling_params": {"max_tokens": 1}}),
+            ("/generative_scoring", {"query": tokens, "items": [[5]], "label_token_ids": [7]}),
+            ("/v1/systemone", {"state": "fox " * 1000, "questions": {"a": SCALE}}),
+            ("/v1/decisions", {"input": "fox " * 1000, "questions": [LEVELS]}),
         ):
             refused = server.post(path, body)
-            assert refused.status_code == 400 and "context length is 400 tokens" in refused.text
+            assert refused.status_code == 400 and "context length is 400 tokens" in refused.text, (path, refused.text)
             assert server.post("/v1/completions", {"prompt": [5] * 20, "max_tokens": 5}).status_code == 200
         assert server.is_idle()
 
