@@ -100,6 +100,13 @@ class ServerProcess:
     def load(self) -> dict[str, int]:
         return httpx.get(self.url + "/load", timeout=5).json()
 
+    def metric(self, name: str) -> float:
+        """The value of a series of ``/metrics`` that has one sample."""
+        text = httpx.get(self.url + "/metrics", timeout=5).text
+        found = re.search(rf"^{re.escape(name)}(?:\{{.*\}})? (\S+)$", text, re.MULTILINE)
+        assert found, name
+        return float(found[1])
+
     def post(self, path: str, body: Any, **options: Any) -> httpx.Response:
         return httpx.post(self.url + path, json=body, timeout=60, **options)
 

@@ -276,5 +276,4 @@ def hits(server: ServerProcess) -> float:
     """Prompt tokens that the engine has found in its prefix cache."""
     own = {"x-api-key": "first-key"}
     eventually(lambda: not httpx.get(server.url + "/load", headers=own, timeout=5).json()["num_requests_unfinished"])
-    metrics = httpx.get(server.url + "/metrics", timeout=5).text
-    return float(re.search(r"^vllm:prefix_cache_hits_total(?:\{.*\})? (\S+)$", metrics, re.MULTILINE)[1])
+    return server.metric("vllm:prefix_cache_hits_total")

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 from tests.server.conftest import MODEL
@@ -105,8 +104,7 @@ def test_a_thousand_dropped_connections_leave_nothing_behind(server: ServerProce
 
 def blocks_in_use(server: ServerProcess) -> float:
     """As a share of all."""
-    metrics = httpx.get(server.url + "/metrics", timeout=5).text
-    return float(re.search(r"^vllm:kv_cache_usage_perc(?:\{.*\})? (\S+)$", metrics, re.MULTILINE)[1])
+    return server.metric("vllm:kv_cache_usage_perc")
 
 
 def test_a_slow_reader_delays_nobody_and_misses_nothing(server: ServerProcess) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import sys
 import time
@@ -17,6 +16,7 @@ import pytest
 from tests.server.conftest import MODEL
 from tests.server.process import CHAT, ENDLESS, SERVE, Open, ServerProcess, connect, events, eventually, raw
 
+SAMPLED = "vllm:generation_tokens_total"
 CHATS, TEXT = "/v1/chat/completions", "/v1/completions"
 CANARY = {"prompt": "the lazy dog", "max_tokens": 1500, "ignore_eos": True, "seed": 3, "stream": True}
 HI = [{"role": "user", "content": "hi"}]
@@ -133,7 +133,7 @@ def test_who_leaves_before_the_first_token_leaves_nothing(
         }
         body = body | {name: value for name, value in changed.items() if name in body}
         body |= {name: 1000 for name in ("max_tokens", "max_output_tokens") if name in body}
-    num_sampled = generated(server)
+    num_sampled = server.metric(SAMPLED)
     num_mine = body.get("n", 1) + (first is not None)
     leaving = connect(server, path, body | {"stream": stream})
     eventually(lambda: server.load()["num_requests_unfinished"] == num_mine)
@@ -149,14 +149,8 @@ def test_who_leaves_before_the_first_token_leaves_nothing(
         first.close()
     eventually(server.is_idle, 2)
     assert time.monotonic() - began < 2
-    assert first is not None or generated(server) == num_sampled  # it was in its prompt, indeed
+    assert first is not None or server.metric(SAMPLED) == num_sampled  # it was in its prompt, indeed
     assert server.post(TEXT, ENDLESS | {"max_tokens": 2}).status_code == 200
-
-
-def generated(server: ServerProcess) -> float:
-    """Tokens that the engine has sampled."""
-    metrics = httpx.get(server.url + "/metrics", timeout=5).text
-    return float(re.search(r"^vllm:generation_tokens_total(?:\{.*\})? (\S+)$", metrics, re.MULTILINE)[1])
 
 
 @pytest.fixture(scope="module")
